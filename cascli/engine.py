@@ -94,7 +94,7 @@ class Decoding:
         Raises:
             RunError: out of memory, or another run of the pair is in progress.
         """
-        with self.pair.one_at_a_time(), memory.shortage_told(self.pair.device), blamed(self.strategy):
+        with self.pair.one_at_a_time(), memory.explain_out_of_memory(self.pair.device), blamed(self.strategy):
             if self.pair.batch_size == 1:  # in a batch, others use the same memory
                 memory.reset_device_peak(self.pair.device)
             session = self._under_way = self._session()

@@ -150,5 +150,5 @@ def test_verify_samples_whole_blocks(text_pair: Pair, monkeypatch: pytest.Monkey
     small, wanted = tables.tabulated(text_pair, tree), joint.joint_law(tree, Exact(), 2)
     strategy = parse("speculative:k=3,verify=block")
     assert joint.deviation(joint.sampled(small, strategy, 2, 1500), wanted, 1500) < joint.SIGMAS
-    monkeypatch.setattr(LookingAhead, "looked_at", lambda self, end: None)
+    monkeypatch.setattr(LookingAhead, "mark_used", lambda self, end: None)
     assert joint.deviation(joint.sampled(small, strategy, 2, 1500), wanted, 1500) > joint.SIGMAS

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from cascli import generate, load_pair
 from cascli.errors import RunError
 from cascli.models.calls import Calls, Write
-from cascli.models.choose_runner import ASKED, choose_runner
+from cascli.models.choose_runner import BY_FLAG, choose_runner
 from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.compiled import Compiled
 from cascli.models.gpu.graph_runner import GraphRunner
@@ -103,7 +103,7 @@ def test_compiled_without_graphs() -> None:
     loaded, cpu = load_pair(pair()), torch.device("cpu")
     model = loaded.target.model
     runner, why = choose_runner(model, 9, cpu, graphs=False, compiler="eager", capture=Uncaptured())
-    assert isinstance(runner, GraphRunner) and why == ASKED and runner.compile_seconds == 0
+    assert isinstance(runner, GraphRunner) and why == BY_FLAG and runner.compile_seconds == 0
     model.hf_device_map = {"a": 0, "b": 1}
     runner, why = choose_runner(model, 9, cpu, graphs=False, compiler="eager", capture=Uncaptured())
     assert not isinstance(runner, GraphRunner) and why == "it is spread over 2 devices"

@@ -15,7 +15,7 @@ from cascli.audit.numerics import BLOCK, numerics
 from cascli.engine import Decoding, Request
 from cascli.errors import UsageError
 from cascli.models.calls import Calls, Write
-from cascli.models.choose_runner import ASKED, choose_runner, why_eager
+from cascli.models.choose_runner import BY_FLAG, choose_runner, why_eager
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import LONGEST, MOST_SAMPLERS, GraphRunner
@@ -380,7 +380,7 @@ def test_why_a_model_is_not_recorded() -> None:
     assert why_eager(model) is None
     assert isinstance(choose_runner(model, 9, cpu, graphs=True)[0], EagerRunner)
     runner, why = choose_runner(model, 9, cpu, graphs=False, capture=TapeCapture())
-    assert isinstance(runner, EagerRunner) and not isinstance(runner, GraphRunner) and why == ASKED
+    assert isinstance(runner, EagerRunner) and not isinstance(runner, GraphRunner) and why == BY_FLAG
     model.hf_device_map = {"a": 0, "b": 1}
     assert why_eager(model) == "it is spread over 2 devices"
     model.hf_device_map = {"": 0}

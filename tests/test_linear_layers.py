@@ -18,7 +18,7 @@ from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
 from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair, torch_version
 
 MOST = 15
-EXACT_KERNELS = [kernel for kernel in KERNELS if kernel.is_there() and is_exact(kernel)]
+EXACT_KERNELS = [kernel for kernel in KERNELS if kernel.is_available() and is_exact(kernel)]
 DTYPES = [torch.float32, *([torch.bfloat16] if can_pack(torch.bfloat16) else [])]
 
 

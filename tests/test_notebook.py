@@ -300,7 +300,7 @@ def test_work_that_fails_takes_its_bar_away(kernel: type[Bar], tmp_path: Path, m
 
     pair = load_pair("tiny-random", device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr("cascli.models.load._made", broken)
+        patch.setattr("cascli.models.load._load_model", broken)
         with pytest.raises(RunError, match="broken"):
             load_pair("tiny-random", device="cpu")
     plan = {"pair": "tiny-random", "strategies": ["draft"], "limit": 2, "max_new_tokens": 4}

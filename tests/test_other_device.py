@@ -16,7 +16,7 @@ from cascli import load_pair, rules
 from cascli.decoding.speculation import decide_round
 from cascli.decoding.thinking import inside
 from cascli.kernels.layout import Field
-from cascli.models.batch.reader import Wanted, WantedDraft
+from cascli.models.batch.reader import DraftRequest, ReadRequest
 from cascli.models.calls import Calls, Write
 from cascli.models.gpu.batch_reader import graph_reader
 from cascli.models.gpu.capture import Uncaptured
@@ -80,12 +80,12 @@ def test_passes_of_several_texts_stay_on_the_device(stock: Pair, elsewhere: None
     u = torch.zeros(3, dtype=torch.float64, device=ELSEWHERE)
     reader.prepare(0, 20, 230, Calls([(4, 4), (1, 1)], [Write(1, 3, True), Write(1, 1)]), law)
     reader.runners[2].forward(ids, 1)
-    logits = reader.read([Wanted(2, ids[:4], 2), Wanted(0, ids[:1], 1)])
+    logits = reader.read([ReadRequest(2, ids[:4], 2), ReadRequest(0, ids[:1], 1)])
     assert [(each.device, each.shape[0]) for each in logits] == [(ELSEWHERE, 2), (ELSEWHERE, 1)]
-    written = reader.write([WantedDraft(0, ids[:1], law, u, True), WantedDraft(1, ids[:1], law, u[:1], False)])
+    written = reader.write([DraftRequest(0, ids[:1], law, u, True), DraftRequest(1, ids[:1], law, u[:1], False)])
     assert all(part.device == ELSEWHERE for each in written for part in each)
     assert [each.length for each in reader.runners] == [1 + 4, 1, 20 + 4]
-    reader.read([Wanted(1, torch.zeros(20, dtype=torch.long), 1)])  # ids in host memory, as tokens of a draft are
+    reader.read([ReadRequest(1, torch.zeros(20, dtype=torch.long), 1)])  # ids in host memory, as tokens of a draft are
     assert all(place.device == ELSEWHERE for places, _ in reader._graphs._graphs.values() for place in places)
 
 

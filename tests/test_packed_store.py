@@ -95,7 +95,7 @@ def test_a_build_without_the_function_is_told_from_one_that_has_it(monkeypatch: 
     def missing() -> Any:
         raise AttributeError("undefined symbol: aoti_torch_create_tensor_from_blob_v2")
 
-    monkeypatch.setattr(mapped, "_found", missing)
+    monkeypatch.setattr(mapped, "_make_from_c_interface", missing)
     mapped._maker.cache_clear()
     assert mapped._maker() is None
     monkeypatch.undo()

@@ -170,7 +170,7 @@ class Plan:
             if isinstance(source, RandomSource):
                 continue
             if self.settings.offline:
-                store.require_here(source)
+                store.require_local(source)
             elif isinstance(source, PathSource):
                 with model.located():
                     store.locate(source)

@@ -32,7 +32,7 @@ class Answer:
         pieces: list[str] = []
         for token in step.emitted:
             kept.append(token)
-            pieces.append(self._take(token.id))
+            pieces.append(self._append(token.id))
             if self.finish_reason is not None:
                 break
         if len(kept) < len(step.emitted):
@@ -40,9 +40,9 @@ class Answer:
         self.rounds.append(step)
         return step, pieces
 
-    def _take(self, token: int) -> str:
+    def _append(self, token: int) -> str:
         self.token_ids.append(token)
-        said, stopped = self._stops.push(self._stream.push(token))
+        shown, stopped = self._stops.push(self._stream.push(token))
         if token in self._eos_ids:
             self.finish_reason = "eos"
         elif stopped or token in self._stop_ids:
@@ -51,9 +51,9 @@ class Answer:
             self.finish_reason = "length"
         if self.finish_reason is not None and not stopped:
             tail, stopped = self._stops.push(self._stream.flush())
-            said += tail + ("" if stopped else self._stops.flush())
+            shown += tail + ("" if stopped else self._stops.flush())
             self.finish_reason = "stop" if stopped else self.finish_reason
-        return said
+        return shown
 
     @property
     def text(self) -> str:

@@ -112,10 +112,10 @@ class Cursor:
                 self._count(0, self._prompt, 1)
         return self._start
 
-    def steps_left(self, wanted: int, length: int) -> int:
-        """How many of the `wanted` distributions after the first `length` tokens of the answer the model can give."""
+    def steps_left(self, n: int, length: int) -> int:
+        """How many of the `n` distributions after the first `length` tokens of the answer the model can give."""
         left = self.runner.steps_left(self.prompt_ids.shape[0] + length)
-        return wanted if left is None else min(wanted, left)
+        return n if left is None else min(n, left)
 
     def _forward(self, ids: Tensor, rows: int) -> Tensor:
         self._count(self.runner.length, ids.shape[0], rows)

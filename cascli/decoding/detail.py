@@ -60,10 +60,10 @@ def _of_model(probs: Tensor | None, tokens: Tensor, rows: Tensor, top: int) -> T
     """`[n, 3 + 2 top]`: each token's numbers, the ids of the likeliest tokens, and their probabilities."""
     if probs is None or not probs.shape[0]:
         return _known(None, rows, _OWN + 2 * top)
-    there = probs[rows.clamp_max(probs.shape[0] - 1)]
-    own = distributions.at(there, tokens).unsqueeze(1)
-    rank = (there > own).sum(dim=-1, keepdim=True) + 1
-    best = there.topk(top, dim=-1)
+    at_rows = probs[rows.clamp_max(probs.shape[0] - 1)]
+    own = distributions.at(at_rows, tokens).unsqueeze(1)
+    rank = (at_rows > own).sum(dim=-1, keepdim=True) + 1
+    best = at_rows.topk(top, dim=-1)
     views = torch.cat([own.double(), rank.double(), best.values[:, :1].double(), best.indices, best.values], dim=1)
     return views.masked_fill((rows >= probs.shape[0]).unsqueeze(1), math.nan)
 

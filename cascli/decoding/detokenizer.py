@@ -46,7 +46,7 @@ class Stream:
     def __init__(self, speller: Speller) -> None:
         self._speller = speller
         self._window: list[int] = []
-        self._said = ""
+        self._shown = ""
 
     def push(self, token: int) -> str:
         """The text that this token completes; may be empty."""
@@ -54,11 +54,11 @@ class Stream:
         whole = self._speller.text(self._window)
         if whole.endswith(BROKEN):
             return self._settled(whole) if len(self._window) >= _LONG else ""
-        piece = whole[len(self._said) :]
+        piece = whole[len(self._shown) :]
         if len(self._window) >= 8:
             self._window = self._window[-4:]
             whole = self._speller.text(self._window)
-        self._said = whole
+        self._shown = whole
         return piece
 
     def _settled(self, whole: str) -> str:
@@ -66,14 +66,14 @@ class Stream:
         before = self._speller.text(self._window[:-_UNSETTLED])
         if not whole.startswith(before):
             return ""
-        piece = before[len(self._said) :]
+        piece = before[len(self._shown) :]
         self._window = self._window[-_UNSETTLED - 4 :]
-        self._said = self._speller.text(self._window[:-_UNSETTLED])
+        self._shown = self._speller.text(self._window[:-_UNSETTLED])
         return piece
 
     def flush(self) -> str:
         """The held-back part of an unfinished character, at the end of the text."""
-        return self._speller.text(self._window)[len(self._said) :]
+        return self._speller.text(self._window)[len(self._shown) :]
 
 
 class StopStrings:
@@ -89,17 +89,17 @@ class StopStrings:
         self._pending += piece
         place = self.find(self._pending)
         if place is not None:
-            said, self._pending = self._pending[:place], ""
-            return said, True
+            shown, self._pending = self._pending[:place], ""
+            return shown, True
         keep = min(self._hold, len(self._pending))
         cut = len(self._pending) - keep
-        said, self._pending = self._pending[:cut], self._pending[cut:]
-        return said, False
+        shown, self._pending = self._pending[:cut], self._pending[cut:]
+        return shown, False
 
     def flush(self) -> str:
         """The held-back text, at the end."""
-        said, self._pending = self._pending, ""
-        return said
+        shown, self._pending = self._pending, ""
+        return shown
 
     def find(self, text: str) -> int | None:
         """Where the earliest stop string begins, or None."""

@@ -11,7 +11,7 @@ from cascli.errors import RunError
 
 
 @contextmanager
-def shortage_told(device: torch.device) -> Iterator[None]:
+def explain_out_of_memory(device: torch.device) -> Iterator[None]:
     """Turn running out of memory into an error that says what to do.
 
     Raises:

@@ -47,8 +47,8 @@ def given(rule: Rule, d: Dists) -> Dists:
     if not (rule.reads_draft or d.q.is_cuda):
         parts[0], parts[2] = (torch.full_like(d.p, torch.nan) for _ in range(2))
     shown = type(d)(*parts)
-    if vars_of := getattr(d, "__dict__", None):  # of a subclass with more, such as entropies over the whole vocabulary
-        shown.__dict__.update(vars_of)
+    if extra := getattr(d, "__dict__", None):  # of a subclass with more, such as entropies over the whole vocabulary
+        shown.__dict__.update(extra)
     return shown
 
 
@@ -91,8 +91,8 @@ def deferred(rule: Rule, d: Dists) -> Tensor | None:
 
 def _check_mask(rule: Rule, defer: Tensor, shape: torch.Size) -> None:
     if not isinstance(defer, Tensor) or defer.dtype != torch.bool or defer.shape not in ((*shape[:-1], 1), shape):
-        found = f"{[*defer.shape]} of {defer.dtype}" if isinstance(defer, Tensor) else type(defer).__name__
-        raise RunError(f"{label(rule)}: deferred must be bool [n, 1] or [n, V] (got {found}).")
+        actual = f"{[*defer.shape]} of {defer.dtype}" if isinstance(defer, Tensor) else type(defer).__name__
+        raise RunError(f"{label(rule)}: deferred must be bool [n, 1] or [n, V] (got {actual}).")
 
 
 def _checked_choice(rule: Rule, d: Dists, pi: Tensor, defer: Tensor | None) -> Tensor | None:
@@ -161,9 +161,9 @@ def _check_block(name: str, block: Block, n: int, vocab: int) -> None:
     drafted = tokens.shape[0] if tokens.dim() == 1 else n + 1
     if drafted > n or tokens.dtype != torch.long:
         raise RunError(f"{name}: tokens must be int64 and at most [{n}] (got {[*tokens.shape]} of {tokens.dtype}).")
-    wanted = torch.Size((min(max(q.shape[0] if q.dim() else 0, drafted), drafted + 1), vocab))
+    expected = torch.Size((min(max(q.shape[0] if q.dim() else 0, drafted), drafted + 1), vocab))
     for what, values in {"q": q, "q1": q1}.items() if q1 is not q else [("q", q)]:
-        _check(f"{name}: {what}", values, wanted)
+        _check(f"{name}: {what}", values, expected)
     if drafted and not q.is_cuda:
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
             raise RunError(f"{name}: a drafted id is outside the vocabulary of {vocab} tokens.")
@@ -171,18 +171,18 @@ def _check_block(name: str, block: Block, n: int, vocab: int) -> None:
             raise RunError(f"{name}: a drafted token has probability 0 in its own q.")
 
 
-def _check(what: str, found: Tensor, wanted: torch.Size) -> None:
-    if not isinstance(found, Tensor):
-        raise RunError(f"{what} must be a tensor (got {type(found).__name__}).")
-    if found.shape != wanted:
-        raise RunError(f"{what} must have shape {list(wanted)} (got {list(found.shape)}).")
-    if found.dtype == torch.bool or found.is_complex():
-        raise RunError(f"{what} must be probabilities (got {found.dtype}).")
-    if found.is_cuda or not found.numel():
+def _check(what: str, values: Tensor, shape: torch.Size) -> None:
+    if not isinstance(values, Tensor):
+        raise RunError(f"{what} must be a tensor (got {type(values).__name__}).")
+    if values.shape != shape:
+        raise RunError(f"{what} must have shape {list(shape)} (got {list(values.shape)}).")
+    if values.dtype == torch.bool or values.is_complex():
+        raise RunError(f"{what} must be probabilities (got {values.dtype}).")
+    if values.is_cuda or not values.numel():
         return
-    if not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(values).all()):
         raise RunError(f"{what} has values that are not finite (with reads_draft = False a rule sees NaN for q, q1).")
-    low, error = float(found.min()), float((found.sum(dim=-1) - 1).abs().max())
+    low, error = float(values.min()), float((values.sum(dim=-1) - 1).abs().max())
     if low < -SLACK:
         raise RunError(f"{what} has negative values (down to {low:.3g}): expected probabilities.")
     if error > SLACK:
@@ -215,21 +215,21 @@ class _Checked(Stopping):
 
     reads: ClassVar[Reading | None] = "best"
 
-    def __init__(self, name: str, whole: Stopping) -> None:
-        self._name, self._whole, self._asked = name, whole, whole
-        self.reads = whole.reads  # type: ignore[misc]  # that of the wrapped stop
+    def __init__(self, name: str, original: Stopping) -> None:
+        self._name, self._original, self._during_draft = name, original, original
+        self.reads = original.reads  # type: ignore[misc]  # that of the wrapped stop
 
     def most(self, n: int) -> int:
-        most = self._whole.most(n)
+        most = self._original.most(n)
         if isinstance(most, bool) or not hasattr(most, "__index__"):
             raise RunError(f"{self._name}: most must return a whole number (got {most!r}).")
         if self.reads is not None:
-            self._asked = self._copy()
+            self._during_draft = self._copy()
         return operator.index(most)
 
     def _copy(self) -> Stopping:
         try:
-            return copy.deepcopy(self._whole)
+            return copy.deepcopy(self._original)
         except Exception as error:
             raise RunError(
                 f"{self._name}: each draft uses a copy, which a rejection discards, but it cannot be copied"
@@ -237,13 +237,13 @@ class _Checked(Stopping):
             ) from None
 
     def before_step(self, drawn: Sequence[float]) -> bool:
-        return self._bool("before_step", self._asked.before_step([*drawn]))
+        return self._bool("before_step", self._during_draft.before_step([*drawn]))
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        return self._bool("before_draw", self._asked.before_draw([*drawn], here))
+        return self._bool("before_draw", self._during_draft.before_draw([*drawn], here))
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
-        self._whole.learn([*seen], kept, rejected=rejected)
+        self._original.learn([*seen], kept, rejected=rejected)
 
     def _bool(self, what: str, answer: object) -> bool:
         answer = answer.item() if hasattr(answer, "item") else answer  # numpy or torch
@@ -255,13 +255,13 @@ class _Checked(Stopping):
 # ---- strategies
 
 
-def rounds(strategy: object, s: Session, found: object, *, most: int, tentative: bool) -> Iterator[Round | Handover]:
+def rounds(strategy: object, s: Session, decoded: object, *, most: int, tentative: bool) -> Iterator[Round | Handover]:
     """Yield the rounds of a strategy; those of a third-party one are checked against the session's text.
 
     Args:
         strategy: the strategy.
         s: its session.
-        found: what its `decode` returned.
+        decoded: what its `decode` returned.
         most: maximum number of drafted tokens per round, from its parameter `k`.
         tentative: whether its first answer may be withdrawn.
 
@@ -270,13 +270,13 @@ def rounds(strategy: object, s: Session, found: object, *, most: int, tentative:
             a number out of range; or there are no more rounds although the answer has not ended.
     """
     if is_own(strategy):
-        yield from found  # type: ignore[misc]
+        yield from decoded  # type: ignore[misc]
         return
     name = label(strategy)
-    if not hasattr(found, "__iter__"):
-        raise RunError(f"{name}: decode must yield rounds (it returned {type(found).__name__}).")
+    if not hasattr(decoded, "__iter__"):
+        raise RunError(f"{name}: decode must yield rounds (it returned {type(decoded).__name__}).")
     decided, reason = not tentative, s.finish_reason
-    for item in found:
+    for item in decoded:
         _check_reason(name, s, reason)
         if isinstance(item, Handover):
             if decided:
@@ -328,13 +328,13 @@ _SHARES = ("q", "p", "pi", "accept_prob", "tv", "tv_to_draft", "disagreement", "
 _AMOUNTS = ("kl", "overshoot", "regret")
 
 
-def _check_numbers(name: str, s: Session, told: dict[str, float | None]) -> None:
-    for key, value in told.items():
+def _check_numbers(name: str, s: Session, numbers: dict[str, float | None]) -> None:
+    for key, value in numbers.items():
         if value is None:
             continue
         if not (value >= -SLACK and (key in _AMOUNTS or value <= 1 + SLACK)):
-            of = "0 or more" if key in _AMOUNTS else "between 0 and 1"
-            raise RunError(f"{name}: {key} = {value:g} for a token; expected a number {of} or None.")
+            bounds = "0 or more" if key in _AMOUNTS else "between 0 and 1"
+            raise RunError(f"{name}: {key} = {value:g} for a token; expected a number {bounds} or None.")
         if key in ("tv", "kl", "regret") and not s.target.passes:
             raise RunError(f"{name}: reports {key} to the target without calling it; use None for what is not known.")
 

@@ -133,7 +133,7 @@ def speculate(
                 behind = _behind(s, block, propose, rule)
                 after = decide(logits[n:], *behind, u_accept[n:], u_next[n:], *(each[n:] for each in holds))
                 numbers, block = _continued(numbers, after), block.followed_by(behind)
-        ahead.looked_at(start + n)
+        ahead.mark_used(start + n)
         flat, *of_detail = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
         facts, seen = RoundFacts.of(flat), detail.details(of_detail, n + 1, s.spell)
         kept = facts.num_accepted
@@ -177,13 +177,13 @@ def _drafts(
         return propose(s, n, Drafting(rule.reads_base) if later else rule), []
 
     def look(ahead: Session) -> tuple[Tensor, Tensor]:
-        there = propose(ahead, 0, Looking())
-        return there.q, there.q1
+        block = propose(ahead, 0, Looking())
+        return block.q, block.q1
 
     read_last: ReadLast = "if seen" if later else rule.reads_draft
     drafted = by_steps(s, n, look, stopping, read_last=read_last, on_host=on_host)
-    wanted = rule.reads_base or s.top > 0
-    return Block(drafted.tokens, drafted.q, drafted.q1 if wanted else drafted.q), drafted.seen
+    needs_q1 = rule.reads_base or s.top > 0
+    return Block(drafted.tokens, drafted.q, drafted.q1 if needs_q1 else drafted.q), drafted.seen
 
 
 def _behind(s: Session, block: Block, propose: Propose, rule: Rule) -> Block:
@@ -442,7 +442,7 @@ def _emitted(
             "deferral": facts.deferral[i] if rule.chooses and i < known else None,
         }
 
-    stood = [
+    accepted = [
         Emitted(
             id=token.id,
             text=token.text,
@@ -465,4 +465,4 @@ def _emitted(
         detail=seen,
         **at_position(kept),
     )
-    return [*stood, last]
+    return [*accepted, last]

@@ -53,7 +53,7 @@ def continuation(
     text: Sequence[int], count: int, eos_ids: Collection[int], max_ngram: int = 3, min_ngram: int = 1
 ) -> list[int]:
     """Up to `count` tokens that followed an earlier occurrence of the text's last n-gram; cut before any `eos_ids`."""
-    start = _follows(text, max_ngram, min_ngram)
+    start = _continuation_start(text, max_ngram, min_ngram)
     if start is None:
         return []
     whole = list(text)
@@ -64,7 +64,7 @@ def continuation(
     return whole[len(text) :]
 
 
-def _follows(text: Sequence[int], max_ngram: int, min_ngram: int) -> int | None:
+def _continuation_start(text: Sequence[int], max_ngram: int, min_ngram: int) -> int | None:
     """Position after the latest earlier occurrence of the longest possible last n-gram; None if there is none."""
     data = _earlier.packed(text)
     lengths = range(min(max_ngram, len(text) - 1), min_ngram - 1, -1)

@@ -132,11 +132,11 @@ def followers(
     """
     first = len(before.ids)
     data = before.data + _earlier.packed(text)
-    found: list[int] = []
+    longest: list[int] = []
     for n in range(min_suffix, min(max_suffix, len(text)) + 1):
         followed = (text[at - first] if at >= first else before.ids[at] for at in _earlier.places(data, n))
         longer = [token for token in followed if token != _BETWEEN]  # the end of an earlier text has no follower
         if not longer:
             break
-        found = longer
-    return Counter(token for token in found if token not in eos_ids)
+        longest = longer
+    return Counter(token for token in longest if token not in eos_ids)

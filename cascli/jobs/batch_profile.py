@@ -9,7 +9,7 @@ import torch
 
 from cascli.analysis.profile import Profile
 from cascli.jobs.profile import BLOCKS, Timed, role_timings, set_context, synchronise, time_round
-from cascli.models.batch.reader import Reader, Wanted
+from cascli.models.batch.reader import Reader, ReadRequest
 from cascli.models.calls import ALONE, Role
 from cascli.models.choose_runner import choose_readers
 from cascli.models.pair import Pair
@@ -110,7 +110,7 @@ def _pass_seconds(pair: Pair, reader: Reader, size: int, context: int, n: int) -
     start = time.perf_counter()
     with torch.inference_mode():
         if reader.shares(n):
-            reader.read([Wanted(number, ids, n) for number in range(size)])
+            reader.read([ReadRequest(number, ids, n) for number in range(size)])
         else:
             for runner in runners:
                 runner.forward(ids, n)

@@ -92,11 +92,11 @@ def _attend(
     mine = first + (part - first % PARTS + PARTS) % PARTS
     for block in range(mine, last, PARTS):
         where = block * BLOCK + tl.arange(0, BLOCK)
-        there = where < before + n
+        in_range = where < before + n
         k = tl.load(keys + where[:, None] * k_row + column[None, :],
-                    mask=there[:, None] & inside[None, :], other=0.0)  # fmt: skip
+                    mask=in_range[:, None] & inside[None, :], other=0.0)  # fmt: skip
         v = tl.load(values + where[:, None] * v_row + column[None, :],
-                    mask=there[:, None] & inside[None, :], other=0.0)  # fmt: skip
+                    mask=in_range[:, None] & inside[None, :], other=0.0)  # fmt: skip
         score = _scores(q, k, scale, cap, CAP, EXACT)
         seen = (where[None, :] <= position[:, None]) & real[:, None]
         if WINDOW:
@@ -149,9 +149,9 @@ def _tokens_of_one_text(places, at, first, n, most, ROWS: tl.constexpr):
     """
     place, before = tl.load(places + first), tl.load(at + first).to(tl.int32)
     j = tl.arange(0, ROWS)
-    there = (j < most) & (first + j < n)
-    same = (tl.load(places + first + j, mask=there, other=-1) == place) & there
-    same = same & (tl.load(at + first + j, mask=there, other=-1).to(tl.int32) == before + j)
+    in_range = (j < most) & (first + j < n)
+    same = (tl.load(places + first + j, mask=in_range, other=-1) == place) & in_range
+    same = same & (tl.load(at + first + j, mask=in_range, other=-1).to(tl.int32) == before + j)
     count = tl.minimum(tl.sum(same.to(tl.int32), axis=0), most - before % most)
     last = tl.maximum(first - 1, 0)
     follows = (tl.load(places + last) == place) & (tl.load(at + last).to(tl.int32) == before - 1)
@@ -160,20 +160,20 @@ def _tokens_of_one_text(places, at, first, n, most, ROWS: tl.constexpr):
 
 @triton.jit
 def _add_up(
-    sums, maxima, totals, out, each, used, real, column, inside, width,
+    sums, maxima, totals, out, start, used, real, column, inside, width,
     PARTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Combine the first `used` partial sums of each row, which are stored starting at `each`."""
-    bests = tl.load(maxima + each[:, None] + tl.arange(0, PARTS)[None, :], mask=real[:, None], other=0.0)
+    """Combine the first `used` partial sums of each row, which are stored starting at `start`."""
+    bests = tl.load(maxima + start[:, None] + tl.arange(0, PARTS)[None, :], mask=real[:, None], other=0.0)
     top = tl.max(bests, axis=1)
     total = tl.zeros([ROWS], tl.float32)
     mean = tl.zeros([ROWS, WIDTH], tl.float32)
     for part in range(used):
-        best = tl.load(maxima + each + part, mask=real, other=0.0)
+        best = tl.load(maxima + start + part, mask=real, other=0.0)
         weight = tl.exp(best - top)
-        total += weight * tl.load(totals + each + part, mask=real, other=1.0)
-        there = (best > -float("inf"))[:, None] & inside[None, :] & real[:, None]
-        row = tl.load(sums + (each + part)[:, None] * width + column[None, :], mask=there, other=0.0)
+        total += weight * tl.load(totals + start + part, mask=real, other=1.0)
+        stored = (best > -float("inf"))[:, None] & inside[None, :] & real[:, None]
+        row = tl.load(sums + (start + part)[:, None] * width + column[None, :], mask=stored, other=0.0)
         mean += weight[:, None] * row
     mean = (mean / total[:, None]).to(out.dtype.element_ty)
     tl.store(out[:, None] + column[None, :], mean, mask=real[:, None] & inside[None, :])

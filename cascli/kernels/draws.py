@@ -57,7 +57,7 @@ def _distributions(
     logits += row.to(tl.int64) * stride
     probs += row.to(tl.int64) * width
     base += row.to(tl.int64) * width
-    best, sum_base, sum_warped, limit, upto = whole_row(
+    best, sum_base, sum_warped, limit, last_kept = whole_row(
         top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
     )
     total = tl.zeros([], tl.float64)
@@ -65,7 +65,7 @@ def _distributions(
         token = part * PER + start + tl.arange(0, BLOCK)
         inside = token < width
         x = tl.load(logits + token, mask=inside, other=-float("inf")).to(tl.float32)
-        p = warped_probability(x, token, best, sum_warped, limit, upto, temperature, KEPT)
+        p = warped_probability(x, token, best, sum_warped, limit, last_kept, temperature, KEPT)
         tl.store(probs + token, p, mask=inside)
         if BASE:
             tl.store(base + token, tl.exp(x - best) / sum_base, mask=inside)

@@ -26,19 +26,19 @@ def _add_norm(
 ):  # fmt: skip
     """One row; rounds where separate kernels would, except that each norm is rounded only once."""
     wait(EARLY)
-    kind = out.dtype.element_ty
+    dtype = out.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * width
     column = tl.arange(0, WIDTH)
     inside = column < width
     value = tl.load(x + row + column, mask=inside, other=0.0).to(tl.float32)
     if AFTER:
-        value = normed(value, inside, after, column, width, epsilon, OFFSET).to(kind).to(tl.float32)
+        value = normed(value, inside, after, column, width, epsilon, OFFSET).to(dtype).to(tl.float32)
     if ADD:
-        value = (value + tl.load(residual + row + column, mask=inside, other=0.0).to(tl.float32)).to(kind)
+        value = (value + tl.load(residual + row + column, mask=inside, other=0.0).to(tl.float32)).to(dtype)
         tl.store(summed + row + column, value, mask=inside)
         value = value.to(tl.float32)
-    found = normed(value, inside, weight, column, width, epsilon, OFFSET)
-    tl.store(out + row + column, found.to(kind), mask=inside)
+    output = normed(value, inside, weight, column, width, epsilon, OFFSET)
+    tl.store(out + row + column, output.to(dtype), mask=inside)
 
 
 def warps_of(padded: int) -> int:

@@ -35,7 +35,7 @@ def _product(
     wait(EARLY)
     start = tl.program_id(1) * COLUMNS
     row, column, along = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
-    real, there = row < m, start + column < n
+    valid_row, valid_column = row < m, start + column < n
     tile = column[:, None] * k + along[None, :]
     mine, other = weight + start.to(tl.int64) * k + tile, weight + (n + start).to(tl.int64) * k + tile
     given = x + row[:, None] * k + along[None, :]
@@ -43,8 +43,8 @@ def _product(
     up = tl.zeros([COLUMNS, ROWS], tl.float32)
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     for at in range(0, k, DEPTH):
-        inside = there[:, None]
-        known = real[:, None]
+        inside = valid_column[:, None]
+        known = valid_row[:, None]
         if not WHOLE:
             inside = inside & (at + along < k)[None, :]
             known = known & (at + along < k)[None, :]
@@ -55,9 +55,9 @@ def _product(
             weights = tl.load(other + at, mask=inside, other=0.0, eviction_policy="evict_first")
             up = tl.dot(weights, block, up, input_precision=precision)
     if BIAS:
-        acc += tl.load(bias + start + column, mask=there, other=0.0).to(tl.float32)[:, None]
+        acc += tl.load(bias + start + column, mask=valid_column, other=0.0).to(tl.float32)[:, None]
         if GATE > 0:
-            up += tl.load(bias + n + start + column, mask=there, other=0.0).to(tl.float32)[:, None]
+            up += tl.load(bias + n + start + column, mask=valid_column, other=0.0).to(tl.float32)[:, None]
     if GATE == 1:
         acc = acc * _sigmoid(acc) * up
     elif GATE == 2:  # 0.5 (1 + tanh(x / 2)) is the sigmoid of x
@@ -65,7 +65,7 @@ def _product(
     tl.store(
         out + row[None, :] * n + start + column[:, None],
         acc.to(out.dtype.element_ty),
-        mask=there[:, None] & real[None, :],
+        mask=valid_column[:, None] & valid_row[None, :],
     )
 
 

@@ -15,14 +15,14 @@ from cascli.kernels.early import launching, wait
 
 
 @triton.jit
-def _turned(x, partner, first, cos, sin, kind: tl.constexpr):
+def _turned(x, partner, first, cos, sin, dtype: tl.constexpr):
     """Rotate numbers in float32: the first half are real parts, their partners in the second half imaginary parts.
 
     A product of two 16-bit numbers is rounded to 16 bits before the sum, as separate kernels do.
     """
-    straight = (x * cos).to(kind).to(tl.float32)
-    across = (tl.where(first, -partner, partner) * sin).to(kind).to(tl.float32)
-    return (straight + across).to(kind)
+    straight = (x * cos).to(dtype).to(tl.float32)
+    across = (tl.where(first, -partner, partner) * sin).to(dtype).to(tl.float32)
+    return (straight + across).to(dtype)
 
 
 @triton.jit(do_not_specialize=["n"])  # else prompts of some lengths would trigger recompilation
@@ -80,7 +80,7 @@ def _rotate_and_store(
     column = tl.arange(0, WIDTH)
     inside = column < width
     source = states + (i * (heads + 2 * shared) + head) * width
-    kind = query.dtype.element_ty
+    dtype = query.dtype.element_ty
     mine = tl.load(source + column, mask=inside, other=0.0)
     if head >= heads + shared:
         place = value + (head - heads - shared).to(tl.int64) * v_head + where.to(tl.int64) * v_row
@@ -96,10 +96,10 @@ def _rotate_and_store(
             inverse = 1 / tl.sqrt(tl.sum(x * x, axis=0) / width + epsilon)
             x *= inverse * (tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + OFFSET)
             other *= inverse * (tl.load(weight + partner, mask=inside, other=0.0).to(tl.float32) + OFFSET)
-            x, other = x.to(kind).to(tl.float32), other.to(kind).to(tl.float32)
+            x, other = x.to(dtype).to(tl.float32), other.to(dtype).to(tl.float32)
         c = tl.load(cos + where.to(tl.int64) * width + column, mask=inside, other=0.0).to(tl.float32)
         s = tl.load(sin + where.to(tl.int64) * width + column, mask=inside, other=0.0).to(tl.float32)
-        turned = _turned(x, other, first, c, s, kind)
+        turned = _turned(x, other, first, c, s, dtype)
         if head < heads:
             tl.store(query + (i * heads + head) * width + column, turned, mask=inside)
         else:

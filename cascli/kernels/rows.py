@@ -120,28 +120,28 @@ ALL, FIRST_BEST, ABOVE_CUT = 0, 1, 2
 def whole_row(top, first, base, warped, cuts, row, parts, temperature, PADDED: tl.constexpr, KEPT: tl.constexpr):
     """A row's largest logit, its two sums, the logit limit, and the last kept token whose logit equals the limit."""
     part = tl.arange(0, PADDED)
-    there = part < parts
+    in_range = part < parts
     place = row * parts + part
-    tops = tl.load(top + place, mask=there, other=-float("inf"))
+    tops = tl.load(top + place, mask=in_range, other=-float("inf"))
     best = tl.max(tops, axis=0)
     lower = tops - best
-    sum_base = tl.sum(tl.load(base + place, mask=there, other=0.0) * tl.exp(lower), axis=0)
+    sum_base = tl.sum(tl.load(base + place, mask=in_range, other=0.0) * tl.exp(lower), axis=0)
     if KEPT == 2:
-        limit, upto = tl.load(cuts + row * 3).to(tl.float32), tl.load(cuts + row * 3 + 1).to(tl.int32)
-        return best, sum_base, tl.load(cuts + row * 3 + 2).to(tl.float32), limit, upto
-    sum_warped = tl.sum(tl.load(warped + place, mask=there, other=0.0) * tl.exp(lower / temperature), axis=0)
-    firsts = tl.load(first + place, mask=there, other=2147483647)
+        limit, last_kept = tl.load(cuts + row * 3).to(tl.float32), tl.load(cuts + row * 3 + 1).to(tl.int32)
+        return best, sum_base, tl.load(cuts + row * 3 + 2).to(tl.float32), limit, last_kept
+    sum_warped = tl.sum(tl.load(warped + place, mask=in_range, other=0.0) * tl.exp(lower / temperature), axis=0)
+    firsts = tl.load(first + place, mask=in_range, other=2147483647)
     return best, sum_base, sum_warped, best, tl.min(tl.where(tops == best, firsts, 2147483647), axis=0)
 
 
 @triton.jit
-def warped_probability(x, token, best, total, limit, upto, temperature, KEPT: tl.constexpr):
+def warped_probability(x, token, best, total, limit, last_kept, temperature, KEPT: tl.constexpr):
     """Probabilities of tokens with logits x, after temperature and truncation."""
     if KEPT == 1:
-        return (token == upto).to(tl.float32)
+        return (token == last_kept).to(tl.float32)
     p = tl.exp((x - best) / temperature) / total
     if KEPT == 2:
-        p = tl.where((x > limit) | ((x == limit) & (token <= upto)), p, 0.0)
+        p = tl.where((x > limit) | ((x == limit) & (token <= last_kept)), p, 0.0)
     return p
 
 
@@ -153,8 +153,8 @@ def choose_part(masses, parts, u, PADDED: tl.constexpr):
     total = tl.sum(mass, axis=0)
     # Clamp to the largest number below the total: u * total may round up to it although u < 1.
     point = tl.minimum(u * total, total * (1 - 1.1102230246251565e-16))
-    upto = tl.cumsum(mass, axis=0)
-    chosen = tl.min(tl.where((upto > point) & (mass > 0), part, PADDED), axis=0)
+    cumulative = tl.cumsum(mass, axis=0)
+    chosen = tl.min(tl.where((cumulative > point) & (mass > 0), part, PADDED), axis=0)
     # Sums in another order may differ in the last bit; then take the last part that has any mass.
     last = tl.max(tl.where(mass > 0, part, 0), axis=0)
     chosen = tl.minimum(chosen, last)
@@ -165,7 +165,7 @@ def choose_part(masses, parts, u, PADDED: tl.constexpr):
 @triton.jit
 def first_above(mass, token, carry, point, first):
     """The first token whose running sum exceeds the point (or `first`, if it is already >= 0), and the running sum."""
-    upto = carry + tl.cumsum(mass, axis=0)
-    here = tl.min(tl.where((upto > point) & (mass > 0), token, 2147483647), axis=0)
+    cumulative = carry + tl.cumsum(mass, axis=0)
+    here = tl.min(tl.where((cumulative > point) & (mass > 0), token, 2147483647), axis=0)
     first = tl.where((first < 0) & (here < 2147483647), here, first)
     return first, carry + tl.sum(mass, axis=0)

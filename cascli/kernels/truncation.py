@@ -54,14 +54,14 @@ def cuts(logits: Tensor, top: Tensor, temperature: float, top_k: int, top_p: flo
     n, width = logits.shape
     parts, padded, per = cut(width)
     passes = triton.cdiv(_SIGNIFICANT.get(logits.dtype, 32), _BITS)
-    found = logits.new_empty((n, 3), dtype=torch.float64)
+    limits = logits.new_empty((n, 3), dtype=torch.float64)
     space = logits.new_empty((passes, n, parts, 2 * _BINS.value), dtype=torch.float64)
     states = logits.new_empty((passes, n, _STATE), dtype=torch.float64)
 
     def search(goal: float, *, by_count: bool) -> None:
         (bits,) = struct.unpack("q", struct.pack("d", goal))  # Triton would pass a float as float32
         how = {"PADDED": padded, "PER": per, "BLOCK": BLOCK, "BY_COUNT": by_count, "WITHIN": top_k > 0 and not by_count}
-        given = (logits, logits.stride(0), space, states, found, width, parts, bits)
+        given = (logits, logits.stride(0), space, states, limits, width, parts, bits)
         for i in range(passes):
             _bins[(n, parts)](*given, i, top, temperature, STAGE=min(i, 2), num_warps=_WARPS, **how)
         _limit[(n,)](*given, passes, **how)
@@ -70,7 +70,7 @@ def cuts(logits: Tensor, top: Tensor, temperature: float, top_k: int, top_p: flo
         search(top_k, by_count=True)
     if top_p < 1:
         search(top_p, by_count=False)
-    return found
+    return limits
 
 
 _STATE = 4
@@ -96,7 +96,7 @@ def _number(order):
 
 @triton.jit
 def _narrowed(
-    space, states, found, row, rows, parts, goal, i,
+    space, states, limits, row, rows, parts, goal, i,
     PADDED: tl.constexpr, STAGE: tl.constexpr, BY_COUNT: tl.constexpr, WITHIN: tl.constexpr,
 ):  # fmt: skip
     """A row's limit, narrowed by i passes: a `_STATE`, the chosen bin of the last pass, and its count and mass."""
@@ -110,7 +110,7 @@ def _narrowed(
     below = goal.to(tl.float64, bitcast=True)
     if STAGE == 1:
         if WITHIN:
-            below *= tl.load(found + row * 3 + 2)
+            below *= tl.load(limits + row * 3 + 2)
         elif not BY_COUNT:
             below *= tl.sum(mass, axis=0)
     else:
@@ -133,7 +133,7 @@ def _narrowed(
 
 @_jit
 def _bins(
-    logits, stride, space, states, found, width, parts, goal, i, top, temperature,
+    logits, stride, space, states, limits, width, parts, goal, i, top, temperature,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr,
     STAGE: tl.constexpr, BY_COUNT: tl.constexpr, WITHIN: tl.constexpr,
 ):  # fmt: skip
@@ -142,7 +142,7 @@ def _bins(
     prefix = tl.full([], 0, tl.uint32)
     if STAGE > 0:
         prefix, counted, summed, below, _, _, _ = _narrowed(
-            space, states, found, row, rows, parts, goal, i, PADDED, STAGE, BY_COUNT, WITHIN
+            space, states, limits, row, rows, parts, goal, i, PADDED, STAGE, BY_COUNT, WITHIN
         )
         if part == 0:
             state = states + (i * rows + row) * 4
@@ -173,24 +173,24 @@ def _bins(
 
 @_jit
 def _limit(
-    logits, stride, space, states, found, width, parts, goal, i,
+    logits, stride, space, states, limits, width, parts, goal, i,
     PADDED: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr, BY_COUNT: tl.constexpr, WITHIN: tl.constexpr,
 ):  # fmt: skip
     """A row's limit after all passes, the last kept token whose logit equals it, and the mass of all kept tokens."""
     row, rows = tl.program_id(0), tl.num_programs(0)
     order, _, summed, below, chosen, count, mass = _narrowed(
-        space, states, found, row, rows, parts, goal, i, PADDED, 2, BY_COUNT, WITHIN
+        space, states, limits, row, rows, parts, goal, i, PADDED, 2, BY_COUNT, WITHIN
     )
     limit = _number(order)
-    out = found + row * 3
+    out = limits + row * 3
     if BY_COUNT:
         last = tl.full([], 2147483647, tl.int32)
         total = summed + mass
     else:
-        each = mass / tl.maximum(count, 1.0)
-        wanted = tl.ceil((below - summed) / tl.where(each > 0, each, 1.0))
-        kept = tl.minimum(tl.maximum(wanted, 1.0), count)
-        total = summed + kept * each
+        per_token = mass / tl.maximum(count, 1.0)
+        needed = tl.ceil((below - summed) / tl.where(per_token > 0, per_token, 1.0))
+        kept = tl.minimum(tl.maximum(needed, 1.0), count)
+        total = summed + kept * per_token
         last = _last_of_equals(
             logits + row.to(tl.int64) * stride,
             limit,
@@ -221,7 +221,7 @@ def _last_of_equals(
         token = chosen * PER + start + tl.arange(0, BLOCK)
         x = tl.load(logits + token, mask=token < width, other=-float("inf")).to(tl.float32)
         same = ((x == limit) & (token < width)).to(tl.int32)
-        upto = seen + tl.cumsum(same, axis=0)
-        last = tl.minimum(last, tl.min(tl.where((same > 0) & (upto >= kept), token, 2147483647), axis=0))
+        rank = seen + tl.cumsum(same, axis=0)
+        last = tl.minimum(last, tl.min(tl.where((same > 0) & (rank >= kept), token, 2147483647), axis=0))
         seen += tl.sum(same, axis=0)
     return last

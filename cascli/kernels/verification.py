@@ -139,19 +139,19 @@ def _facts(
     if KIND == 0:
         return least, tl.full([], 1.0, tl.float32)
     part = tl.arange(0, PADDED)
-    there = part < parts
+    in_range = part < parts
     place = space + row * parts + part
     if KIND == 1:
-        best = tl.max(tl.load(place, mask=there, other=0.0), axis=0).to(tl.float32)
+        best = tl.max(tl.load(place, mask=in_range, other=0.0), axis=0).to(tl.float32)
         if TV:
-            disagreement = tl.sum(tl.load(place + rows * parts, mask=there, other=0.0), axis=0)
+            disagreement = tl.sum(tl.load(place + rows * parts, mask=in_range, other=0.0), axis=0)
             least += of_disagreement * disagreement.to(tl.float32)
         deferred = (best < least).to(tl.float32)
     elif KIND == 2:
-        deferred = tl.sum(tl.load(place, mask=there, other=0.0), axis=0).to(tl.float32)
+        deferred = tl.sum(tl.load(place, mask=in_range, other=0.0), axis=0).to(tl.float32)
     else:
-        rejected = tl.sum(tl.load(place, mask=there, other=0.0), axis=0)
-        residual = tl.sum(tl.load(place + rows * parts, mask=there, other=0.0), axis=0)
+        rejected = tl.sum(tl.load(place, mask=in_range, other=0.0), axis=0)
+        residual = tl.sum(tl.load(place + rows * parts, mask=in_range, other=0.0), axis=0)
         deferred = (rejected / tl.where(residual > 0, residual, 1.0)).to(tl.float32)
     return least, tl.where(row < known, deferred, 1.0)  # where nothing was proposed, pi is p
 
@@ -166,11 +166,11 @@ def _kept(x, q1, best, sum_base, least, OF_DRAFT: tl.constexpr):
 
 @triton.jit
 def _probabilities(
-    x, token, q, q1, best, sum_base, sum_warped, limit, upto, temperature, least, deferred, has,
+    x, token, q, q1, best, sum_base, sum_warped, limit, last_kept, temperature, least, deferred, has,
     KEPT: tl.constexpr, KIND: tl.constexpr, OF_DRAFT: tl.constexpr,
 ):  # fmt: skip
     """The probabilities p and pi of tokens."""
-    p = warped_probability(x, token, best, sum_warped, limit, upto, temperature, KEPT)
+    p = warped_probability(x, token, best, sum_warped, limit, last_kept, temperature, KEPT)
     if KIND == 0:
         return p, p
     if KIND == 1:
@@ -190,7 +190,7 @@ def _confidence(
 ):  # fmt: skip
     """Max q1 and, with `TV`, TV(p, q)."""
     row, part = tl.program_id(0), tl.program_id(1)
-    best, _, sum_warped, limit, upto = whole_row(
+    best, _, sum_warped, limit, last_kept = whole_row(
         top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
     )
     highest = tl.zeros([], tl.float32)
@@ -201,7 +201,7 @@ def _confidence(
         highest = tl.maximum(highest, tl.max(tl.load(q1 + row * q_stride + token, mask=inside, other=0.0), axis=0))
         if TV:
             x = tl.load(logits + row * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
-            p = warped_probability(x, token, best, sum_warped, limit, upto, temperature, KEPT)
+            p = warped_probability(x, token, best, sum_warped, limit, last_kept, temperature, KEPT)
             more = tl.where(inside, p - tl.load(q + row * q_stride + token, mask=inside, other=0.0), 0.0)
             distance += tl.sum(tl.maximum(more, 0.0).to(tl.float64), axis=0)
     place = space + row * parts + part
@@ -218,7 +218,7 @@ def _mass_not_kept(
 ):  # fmt: skip
     """The draft's mass on tokens that are not kept; for `HEAD`, the rejected part of it, and TV(p, q)."""
     row, part = tl.program_id(0), tl.program_id(1)
-    best, sum_base, sum_warped, limit, upto = whole_row(
+    best, sum_base, sum_warped, limit, last_kept = whole_row(
         top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
     )
     least = constant + of_best_p1 / sum_base
@@ -231,7 +231,7 @@ def _mass_not_kept(
         mine = tl.load(q + row * q_stride + token, mask=inside, other=0.0)
         keep = _kept(x, tl.load(q1 + row * q_stride + token, mask=inside, other=0.0), best, sum_base, least, OF_DRAFT)
         if KIND == 3:
-            p = warped_probability(x, token, best, sum_warped, limit, upto, temperature, KEPT)
+            p = warped_probability(x, token, best, sum_warped, limit, last_kept, temperature, KEPT)
             more = tl.where(inside, p - mine, 0.0)
             distance += tl.sum(tl.maximum(more, 0.0).to(tl.float64), axis=0)
             mine = tl.maximum(-more, 0.0)
@@ -265,7 +265,7 @@ def _excess(
     """
     row, part = tl.program_id(0), tl.program_id(1)
     plane = tl.num_programs(0) * parts
-    best, sum_base, sum_warped, limit, upto = whole_row(
+    best, sum_base, sum_warped, limit, last_kept = whole_row(
         top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
     )
     least, deferred = _facts(
@@ -287,7 +287,7 @@ def _excess(
         mine = tl.load(q + row * q_stride + token, mask=has, other=0.0)
         base = tl.load(q1 + row * q_stride + token, mask=has, other=0.0)
         p, pi = _probabilities(
-            x, token, mine, base, best, sum_base, sum_warped, limit, upto, temperature, least, deferred, has,
+            x, token, mine, base, best, sum_base, sum_warped, limit, last_kept, temperature, least, deferred, has,
             KEPT, KIND, OF_DRAFT,
         )  # fmt: skip
         pi = tl.where(inside, pi, 0.0)
@@ -321,7 +321,7 @@ def _tests(
 ):  # fmt: skip
     """Fill in the fields of each row: those of its position and, if it has one, of its drafted token."""
     row, rows = tl.program_id(0), tl.num_programs(0)
-    best, sum_base, sum_warped, limit, upto = whole_row(
+    best, sum_base, sum_warped, limit, last_kept = whole_row(
         top, first, base_sums, warped_sums, cuts, row, parts, temperature, PADDED, KEPT
     )
     least, deferred = _facts(
@@ -329,21 +329,21 @@ def _tests(
     )  # fmt: skip
     part = tl.arange(0, PADDED)
     place, plane = space + row * parts + part, rows * parts
-    there = part < parts
-    tl.store(out + _TV * rows + row, tl.sum(tl.load(place + 3 * plane, mask=there, other=0.0), axis=0))
+    in_range = part < parts
+    tl.store(out + _TV * rows + row, tl.sum(tl.load(place + 3 * plane, mask=in_range, other=0.0), axis=0))
     unknown = tl.where(row < known, 0.0, float("nan")).to(tl.float64)
-    to_draft = tl.sum(tl.load(place + 2 * plane, mask=there, other=0.0), axis=0) + unknown
+    to_draft = tl.sum(tl.load(place + 2 * plane, mask=in_range, other=0.0), axis=0) + unknown
     tl.store(out + _TV_TO_DRAFT * rows + row, to_draft)
     if KIND == 0:  # pi is p
         tl.store(out + _DISAGREEMENT * rows + row, to_draft)
         tl.store(out + _KL * rows + row, tl.full([], 0.0, tl.float64))
         tl.store(out + _OVERSHOOT * rows + row, tl.full([], 1.0, tl.float64))
     else:
-        disagreement = tl.sum(tl.load(place + 5 * plane, mask=there, other=0.0), axis=0) + unknown
+        disagreement = tl.sum(tl.load(place + 5 * plane, mask=in_range, other=0.0), axis=0) + unknown
         tl.store(out + _DISAGREEMENT * rows + row, disagreement)
-        divergence = tl.sum(tl.load(place + 6 * plane, mask=there, other=0.0), axis=0)
+        divergence = tl.sum(tl.load(place + 6 * plane, mask=in_range, other=0.0), axis=0)
         tl.store(out + _KL * rows + row, tl.maximum(divergence, 0.0))
-        overshoot = tl.max(tl.load(place + 7 * plane, mask=there, other=0.0), axis=0)
+        overshoot = tl.max(tl.load(place + 7 * plane, mask=in_range, other=0.0), axis=0)
         tl.store(out + _OVERSHOOT * rows + row, overshoot)
     turned_over = deferred
     if KIND == 3:  # such a rule does not choose between the models
@@ -354,8 +354,8 @@ def _tests(
         x = tl.load(logits + row * stride + token).to(tl.float32)
         mine, base = tl.load(q + row * q_stride + token), tl.load(q1 + row * q_stride + token)
         p, pi = _probabilities(
-            x, token.to(tl.int32), mine, base, best, sum_base, sum_warped, limit, upto, temperature, least, deferred,
-            True, KEPT, KIND, OF_DRAFT,
+            x, token.to(tl.int32), mine, base, best, sum_base, sum_warped, limit, last_kept, temperature, least,
+            deferred, True, KEPT, KIND, OF_DRAFT,
         )  # fmt: skip
         prob = tl.where(pi >= mine, 1.0, pi / mine)  # a GPU's x / x may be less than 1
         if FORCED:
@@ -412,7 +412,7 @@ def _draw(
         prob = tl.load(out + _ACCEPT_PROB * (n + 1) + i, mask=i < n, other=2.0)
         u = tl.load(u_accept + i, mask=i < n, other=0.0)
         kept = tl.min(tl.where((u < prob) | (i >= n), n, i), axis=0)
-    best, sum_base, sum_warped, limit, upto = whole_row(
+    best, sum_base, sum_warped, limit, last_kept = whole_row(
         top, first, base_sums, warped_sums, cuts, kept, parts, temperature, PADDED, KEPT
     )
     rows = n + 1
@@ -434,7 +434,7 @@ def _draw(
         mine = tl.load(q + kept * q_stride + token, mask=has, other=0.0)
         base = tl.load(q1 + kept * q_stride + token, mask=has, other=0.0)
         p, pi = _probabilities(
-            x, token, mine, base, best, sum_base, sum_warped, limit, upto, temperature, least, deferred, has,
+            x, token, mine, base, best, sum_base, sum_warped, limit, last_kept, temperature, least, deferred, has,
             KEPT, KIND, OF_DRAFT,
         )  # fmt: skip
         scaled = pi * weight if BY_BLOCK else pi
@@ -443,7 +443,7 @@ def _draw(
         last = tl.maximum(last, tl.max(tl.where(weights > 0, token, 0), axis=0))
     chosen_token = tl.where(first < 0, last, first)
     x = tl.load(logits + kept * stride + chosen_token).to(tl.float32)
-    p = warped_probability(x, chosen_token, best, sum_warped, limit, upto, temperature, KEPT)
+    p = warped_probability(x, chosen_token, best, sum_warped, limit, last_kept, temperature, KEPT)
     nearest = tl.maximum(tl.minimum(kept, known - 1), 0)
     mine = tl.load(q + nearest * q_stride + chosen_token, mask=known > 0, other=0.0)
     tl.store(out + _NEXT_REGRET * rows, (best - x).to(tl.float64))

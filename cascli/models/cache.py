@@ -40,31 +40,31 @@ class States:
     def __init__(self, places: int = 1) -> None:
         self.places = places
         self.capacity = 0
-        self._wanted = _STEP
+        self._requested = _STEP
         self.keys = self.values = torch.empty(0)
 
     def reserve(self, length: int) -> None:
         """Request room for sequences of `length` tokens; it is allocated when something is first stored."""
-        self._wanted = max(self._wanted, rounded_up(length))
+        self._requested = max(self._requested, rounded_up(length))
         if self.capacity:
             self._grow(self.keys, self.values)
 
     @property
-    def unmade(self) -> int:
+    def unallocated(self) -> int:
         """Number of tokens, over all places, for which room was requested but not yet allocated."""
-        return self.places * max(self._wanted - self.capacity, 0)
+        return self.places * max(self._requested - self.capacity, 0)
 
-    def take(self, keys: Tensor, values: Tensor, needed: int) -> None:
+    def make_room(self, keys: Tensor, values: Tensor, needed: int) -> None:
         """Make room for `needed` tokens with states like `keys` and `values`, `[1, heads, n, head_dim]`."""
         if needed > self.capacity:
             # A single sequence grows by doubling to be copied rarely; with many, doubled buffers would be mostly empty.
-            self._wanted = max(self._wanted, rounded_up(needed), 2 * self.capacity if self.places == 1 else 0)
+            self._requested = max(self._requested, rounded_up(needed), 2 * self.capacity if self.places == 1 else 0)
             self._grow(keys, values)
 
     def _grow(self, keys: Tensor, values: Tensor) -> None:
-        if self._wanted <= self.capacity:
+        if self._requested <= self.capacity:
             return
-        old, self.capacity = self.capacity, self._wanted
+        old, self.capacity = self.capacity, self._requested
         for name, like in (("keys", keys), ("values", values)):
             new = like.new_zeros((self.places, like.shape[1], self.capacity, like.shape[-1]))
             if old:
@@ -88,7 +88,7 @@ class RewindLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the first buffers, shaped like the states to be stored."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.states.take(key_states, value_states, 2 * key_states.shape[-2])
+        self.states.make_room(key_states, value_states, 2 * key_states.shape[-2])
         self.is_initialized = True
 
     def update(
@@ -98,7 +98,7 @@ class RewindLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, old, self.length = self._visible_from(), self.length, self.length + key_states.shape[-2]
-        self.states.take(key_states, value_states, self.length)
+        self.states.make_room(key_states, value_states, self.length)
         here = slice(self.place, self.place + 1)
         keys, values = self.states.keys[here], self.states.values[here]
         keys[..., old : self.length, :] = key_states
@@ -141,7 +141,7 @@ class RewindLayer(CacheLayerMixin):
     def fill(self, length: int) -> None:
         """Replace the contents by `length` meaningless tokens, for measuring speed."""
         states = self.states
-        states.take(states.keys, states.values, length)
+        states.make_room(states.keys, states.values, length)
         for each in (states.keys, states.values):
             each[self.place, :, :length].fill_(0.01)
         self.length = length
@@ -215,10 +215,10 @@ def forward_parameters(config: PreTrainedConfig) -> frozenset[str]:
     Raises:
         RunError: transformers has no causal language model for the config.
     """
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if kind is None:
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if model_class is None:
         raise RunError(f"model type '{config.model_type}' is not a causal language model that transformers knows.")
-    return frozenset(inspect.signature(kind.forward).parameters)
+    return frozenset(inspect.signature(model_class.forward).parameters)
 
 
 def check_supported(config: PreTrainedConfig) -> None:

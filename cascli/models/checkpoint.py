@@ -39,9 +39,9 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
         model = auto_class(config).from_config(config, dtype=dtype)
     # What is stored decides: configs of T5 v1.1 claim that the head is tied to the embeddings, which it is not.
     aliases = {name: other for name, other in _tied(model).items() if name not in files}
-    wanted = {aliases.get(name, name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    required = {aliases.get(name, name) for name, _ in model.named_parameters(remove_duplicate=False)}
     persistent = set(model.state_dict())
-    if wanted - files.keys() or files.keys() - persistent:
+    if required - files.keys() or files.keys() - persistent:
         return None
     for name, buffer in model.named_buffers():
         if name in files:

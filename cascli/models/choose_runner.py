@@ -23,7 +23,7 @@ from cascli.models.gpu.merged import Merged, merge
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.models.runner import Runner
 
-ASKED = "--no-cuda-graphs"
+BY_FLAG = "--no-cuda-graphs"
 ENCODES = "each step attends to the encoder's states, whose shape differs for every prompt"
 
 
@@ -53,7 +53,7 @@ def choose_runner(
         return EagerRunner(model, vocab, device, prompt_block=PROMPT_BLOCK if shares else None), None
     why = why_eager(model)
     if why is not None or not (graphs or compiler):
-        return EagerRunner(model, vocab, device), why or ASKED
+        return EagerRunner(model, vocab, device), why or BY_FLAG
     fused: Merged | str | None = None
     if compiler is None:  # torch.compile does all this itself
         use_fused_norms(model)
@@ -61,13 +61,13 @@ def choose_runner(
         if isinstance(fused, str):
             use_fused_rotation(model)
     if not graphs:
-        return GraphRunner(model, vocab, device, Uncaptured(), compiler), ASKED
+        return GraphRunner(model, vocab, device, Uncaptured(), compiler), BY_FLAG
     return GraphRunner(model, vocab, device, capture or CudaCapture(device), compiler, fused), None
 
 
-def graph_cache_for(device: torch.device, *whys: str | None) -> GraphCache:
-    """The graph cache for the rest of a round; it captures if all models' steps are captured (`whys` are all None)."""
-    return GraphCache(CudaCapture(device) if device.type == "cuda" and not any(whys) else None)
+def graph_cache_for(device: torch.device, *reasons: str | None) -> GraphCache:
+    """The graph cache for the rest of a round; captures if all models' steps are captured (`reasons` are all None)."""
+    return GraphCache(CudaCapture(device) if device.type == "cuda" and not any(reasons) else None)
 
 
 def why_eager(model: PreTrainedModel) -> str | None:

@@ -42,7 +42,7 @@ class Contents:
         self.tokenizer = tokenizer
         self.size = len(tokenizer) if rows is None else min(len(tokenizer), rows)
         self.special = {token for token in special_ids(tokenizer) if token < self.size}
-        self._added = {token: said.content for token, said in tokenizer.added_tokens_decoder.items()}
+        self._added = {token: entry.content for token, entry in tokenizer.added_tokens_decoder.items()}
         self._spell = _speller(tokenizer)
 
     def name(self, token: int) -> str:
@@ -63,19 +63,19 @@ class Contents:
     @cached_property
     def tokens(self) -> dict[bytes, list[int]]:
         """Tokens by their bytes: the one used to encode texts first (`A` before `<0x41>`), the others by id."""
-        found = defaultdict(list)
+        by_bytes = defaultdict(list)
         for name, token in self.tokenizer.get_vocab().items():
-            there = token < self.size and token not in self.special and token not in self._added
-            data = self._spell(name) if there else None
+            is_regular = token < self.size and token not in self.special and token not in self._added
+            data = self._spell(name) if is_regular else None
             if data:
-                found[data].append(token)
+                by_bytes[data].append(token)
         for token, content in self._added.items():
             if token < self.size and token not in self.special and content:
-                found[content.encode()].append(token)
-        for tokens in found.values():
+                by_bytes[content.encode()].append(token)
+        for tokens in by_bytes.values():
             if len(tokens) > 1:
                 tokens.sort(key=lambda token: (_BYTE.fullmatch(self.name(token)) is not None, token))
-        return dict(found)
+        return dict(by_bytes)
 
     def spelling(self, tokens: Iterable[int]) -> bytes | None:
         """The bytes of a text; None if one of its tokens has none."""
@@ -117,9 +117,9 @@ class Contents:
         for end in range(1, len(data) + 1):
             options = [(best[end - 1][0] + _NONE, end - 1, none)]
             for start in range(max(0, end - _LONGEST), end):
-                found = self.tokens.get(data[start:end])
-                if found:
-                    options.append((best[start][0] + 1, start, (found[0],)))
+                matches = self.tokens.get(data[start:end])
+                if matches:
+                    options.append((best[start][0] + 1, start, (matches[0],)))
             best.append(min(options, key=lambda option: option[0]))
         text: list[int] = []
         end = len(data)

@@ -41,11 +41,11 @@ class Cut:
     """Number of rows without the cut."""
 
     @classmethod
-    def of(cls, wanted: int | str, rows: int, special: Iterable[int], where: str = "draft.vocab") -> Cut:
+    def of(cls, keep: int | str, rows: int, special: Iterable[int], where: str = "draft.vocab") -> Cut:
         """Create the cut that a pair file specifies.
 
         Args:
-            wanted: number of lowest ids to keep, which byte-pair encodings learn first; or a file of ids.
+            keep: number of lowest ids to keep, which byte-pair encodings learn first; or a file of ids.
             rows: number of rows of the whole output matrix.
             special: ids that are always kept, such as those that end texts or begin a turn.
             where: the key that requested the cut, for error messages.
@@ -53,9 +53,9 @@ class Cut:
         Raises:
             ConfigError: nothing would be cut, or the file holds no ids of this model.
         """
-        ids = set(range(min(wanted, rows))) if isinstance(wanted, int) else set(_ids_in(Path(wanted), rows, where))
+        ids = set(range(min(keep, rows))) if isinstance(keep, int) else set(_ids_in(Path(keep), rows, where))
         if len(ids) >= rows:
-            raise ConfigError(f"{where}: {wanted} cuts nothing off a head of {rows:,} rows; leave it out.")
+            raise ConfigError(f"{where}: {keep} cuts nothing off a head of {rows:,} rows; leave it out.")
         return cls(tuple(sorted(ids | {each for each in special if 0 <= each < rows})), rows)
 
     @property
@@ -75,11 +75,11 @@ def _ids_in(file: Path, rows: int, where: str) -> list[int]:
     except UsageError as error:
         raise ConfigError(f"{where}: {error}") from None
     words = re.split(r"[\s,\[\]]+", text.strip(" \t\r\n,[]"))
-    known = [word.isascii() and word.isdecimal() and len(word) < 19 and int(word) < rows for word in words]
-    wrong = next((word for word, fine in zip(words, known, strict=True) if not fine), None)
+    valid = [word.isascii() and word.isdecimal() and len(word) < 19 and int(word) < rows for word in words]
+    wrong = next((word for word, ok in zip(words, valid, strict=True) if not ok), None)
     if wrong is not None:
-        said = f"'{wrong[:40]}' is not an id from 0 to {rows - 1}" if wrong else "it is empty"
-        raise ConfigError(f"{where}: {file}: {said}; expected a file of token ids.")
+        problem = f"'{wrong[:40]}' is not an id from 0 to {rows - 1}" if wrong else "it is empty"
+        raise ConfigError(f"{where}: {file}: {problem}; expected a file of token ids.")
     return [int(word) for word in words]
 
 

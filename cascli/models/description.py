@@ -88,7 +88,7 @@ def _with_head(
     folder = _folder(draft, offline, report)
     alone = describe(config.model_copy(update={"draft": None}), offline=offline, report=report, on_stage=on_stage)
     with draft.located():
-        head = layout_of(there(folder), alone.configs["target"])
+        head = layout_of(require_folder(folder), alone.configs["target"])
     return alone._replace(folders={"draft": folder, **alone.folders}, head=head)
 
 
@@ -104,20 +104,20 @@ def _vocabulary(
     sources = [model.source for model in config.models.values()]
     if any(isinstance(source, RandomSource) and source.tokenizer is False for source in sources):
         return None, least, None
-    places = _places(config, folders)
-    if not places:
+    tokenizers = _tokenizer_folders(config, folders)
+    if not tokenizers:
         tokenizer = byte_tokenizer()
         return (tokenizer, len(tokenizer), None) if len(tokenizer) <= least else (None, least, None)
-    tokenizer = untrusted.tokenizer_of(places.get("target") or places["draft"], offline=offline)
-    if len(places) == 2 and not same_file(places["draft"], places["target"]):
-        draft = untrusted.tokenizer_of(places["draft"], offline=offline)
+    tokenizer = untrusted.tokenizer_of(tokenizers.get("target") or tokenizers["draft"], offline=offline)
+    if len(tokenizers) == 2 and not same_file(tokenizers["draft"], tokenizers["target"]):
+        draft = untrusted.tokenizer_of(tokenizers["draft"], offline=offline)
         shared = shared_ids(draft, tokenizer)
         if shared is None:
             ours, theirs = (
                 Vocabulary(Contents(each, rows[role]), _ends(configs[role], folders[role]))
                 for role, each in (("draft", draft), ("target", tokenizer))
             )
-            translation = Translation(ours, theirs, file_for(places["draft"], places["target"], (ours, theirs)))
+            translation = Translation(ours, theirs, file_for(tokenizers["draft"], tokenizers["target"], (ours, theirs)))
             return tokenizer, translation.target.size, translation
     else:
         shared = len(tokenizer)
@@ -156,7 +156,7 @@ def _model_config(model: ModelConfig, folder: Path | None) -> PreTrainedConfig:
             config = AutoConfig.for_model(kind, **values)
             _check_keys(values, config)
     else:
-        config = untrusted.config_of(there(folder))
+        config = untrusted.config_of(require_folder(folder))
     with explained(model):
         check_supported(config)
     return config
@@ -181,17 +181,19 @@ def _check_keys(values: Mapping[str, Any], config: PreTrainedConfig) -> None:
     Raises:
         ConfigError: there is an unknown key.
     """
-    kind = type(config)
-    known = {*kind.attribute_map, *inspect.signature(kind.__init__).parameters, *_COMMON, *_PUBLISHED}
+    config_class = type(config)
+    known = {*config_class.attribute_map, *inspect.signature(config_class.__init__).parameters, *_COMMON, *_PUBLISHED}
     for key in values:
         if key in known or key.startswith("_"):
             continue
-        rest = AutoConfig.for_model(kind.model_type, **{each: value for each, value in values.items() if each != key})
-        without, told = vars(rest), vars(config)
-        if key in without or any(told.get(each) != without.get(each) for each in {*told, *without} - {key}):
+        rest = AutoConfig.for_model(
+            config_class.model_type, **{each: value for each, value in values.items() if each != key}
+        )
+        without, with_key = vars(rest), vars(config)
+        if key in without or any(with_key.get(each) != without.get(each) for each in {*with_key, *without} - {key}):
             continue
         hint = suggestion(key, {*without, *known})
-        raise ConfigError(f"random: a config of '{kind.model_type}' has no key '{key}'{hint}")
+        raise ConfigError(f"random: a config of '{config_class.model_type}' has no key '{key}'{hint}")
 
 
 @contextmanager
@@ -213,16 +215,16 @@ def _bad_config_is_an_error() -> Iterator[None]:
         raise ConfigError(f"random: {type(error).__name__}: {first_line(error)}") from None
 
 
-def _places(config: PairConfig, folders: Mapping[str, Path | None]) -> dict[str, Path]:
+def _tokenizer_folders(config: PairConfig, folders: Mapping[str, Path | None]) -> dict[str, Path]:
     """Folders of the models' tokenizers, for the models that have one."""
-    places = {}
+    tokenizers = {}
     for role, model in config.models.items():
-        place = folders[role]
-        if place is None and isinstance(model.source, RandomSource) and model.source.tokenizer:
-            place = Path(model.source.tokenizer)
-        if place is not None:
-            places[role] = place
-    return places
+        folder = folders[role]
+        if folder is None and isinstance(model.source, RandomSource) and model.source.tokenizer:
+            folder = Path(model.source.tokenizer)
+        if folder is not None:
+            tokenizers[role] = folder
+    return tokenizers
 
 
 def context_of(*configs: PreTrainedConfig) -> int | None:
@@ -231,7 +233,7 @@ def context_of(*configs: PreTrainedConfig) -> int | None:
     return min((length for length in lengths if length), default=None)
 
 
-def there(folder: Path | None) -> Path:
+def require_folder(folder: Path | None) -> Path:
     """Return the folder, which every source except a random one has."""
     if folder is None:
         raise TypeError("a random model has no folder")

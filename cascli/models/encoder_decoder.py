@@ -58,19 +58,19 @@ class EncoderDecoderRunner(Runner):
         """Forget everything, run the encoder on a prompt `[n]`, and return the decoder's start token `[1]`."""
         self.reset()
         ids = prompt_ids.to(self._input_device).unsqueeze(0)
-        self._look_at(self.model.encoder(input_ids=ids).last_hidden_state)
+        self._set_states(self.model.encoder(input_ids=ids).last_hidden_state)
         return self._start
 
-    def _look_at(self, states: Tensor) -> None:
+    def _set_states(self, states: Tensor) -> None:
         """Store the encoder's states `[1, n, width]`, and compute each decoder layer's keys and values from them."""
-        made = DynamicCache()
-        for place, block in enumerate(self.model.decoder.block):
+        cross_attention = DynamicCache()
+        for index, block in enumerate(self.model.decoder.block):
             attention = block.layer[1].EncDecAttention
             shape = (*states.shape[:2], -1, attention.key_value_proj_dim)
             keys, values = (each(states).view(shape).transpose(1, 2) for each in (attention.k, attention.v))
-            made.update(keys, values, place)
+            cross_attention.update(keys, values, index)
         # Passed as an already filled cache, so that no layer computes them again.
-        self._states, self._caches = states, EncoderDecoderCache(self._written, made)
+        self._states, self._caches = states, EncoderDecoderCache(self._written, cross_attention)
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
@@ -127,12 +127,12 @@ def start_token(model: PreTrainedModel) -> int:
     Raises:
         RunError: there is no such token, or it is outside the vocabulary.
     """
-    said = (
+    candidates = (
         getattr(model.generation_config, "decoder_start_token_id", None),
         getattr(model.config, "decoder_start_token_id", None),
         model.config.pad_token_id,
     )
-    token = next((each for each in said if each is not None), None)
+    token = next((each for each in candidates if each is not None), None)
     if not isinstance(token, int) or not 0 <= token < model.config.vocab_size:
         raise RunError(f"decoder_start_token_id: {token} is not a token that the decoder can start from.")
     return token

@@ -31,9 +31,9 @@ from cascli.models.cpu.fit import fit, store_for, working_dtype
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
 from cascli.models.cut_head import Cut, cut_head
-from cascli.models.description import Description, context_of, describe, explained, there
+from cascli.models.description import Description, context_of, describe, explained, require_folder
 from cascli.models.eagle3.head import Network
-from cascli.models.eagle3.loading import LOOKED_INTO, load_head, precision_of, work_of
+from cascli.models.eagle3.loading import TAPPED_IS_EAGER, load_head, precision_of, work_of
 from cascli.models.eagle3.runners import TappedRunner
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
@@ -104,59 +104,67 @@ def _load(
     defaults = config.defaults
     where = choose_device(device or defaults.device or "auto")
     offline = defaults.offline or False if offline is None else offline
-    found = describe(config, offline=offline, report=report, on_stage=on_stage)
-    folders, configs, tokenizer, vocab = found.folders, found.configs, found.tokenizer, found.vocab
+    description = describe(config, offline=offline, report=report, on_stage=on_stage)
+    folders, configs = description.folders, description.configs
+    tokenizer, vocab = description.tokenizer, description.vocab
     stages = Stages(on_stage)
     graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
     compiler = "inductor" if (defaults.compile if compile is None else compile) else None
     whole = {role: model for role, model in config.models.items() if role in configs}
-    kinds = {
+    dtypes = {
         role: _precision(role, model, configs[role], dtype, defaults.dtype, where) for role, model in whole.items()
     }
-    cuts = {} if config.draft is None else _cuts(config.draft, found)
+    cuts = {} if config.draft is None else _cuts(config.draft, description)
     stores = {
-        role: store_for(folders[role], kind, cuts[role].digest if role in cuts else "")
-        for role, kind in kinds.items()
+        role: store_for(folders[role], precision, cuts[role].digest if role in cuts else "")
+        for role, precision in dtypes.items()
         if where.type == "cpu"
     }
-    works = [_work(role, model, configs[role], kinds[role], stores.get(role)) for role, model in whole.items()]
-    drafts, head = config.draft, found.head
-    if drafts is not None and head is not None:
-        kinds["draft"] = precision_of(drafts, head, dtype, defaults.dtype, where)
-        works.append(work_of(head, kinds["draft"]))
+    works = [_work(role, model, configs[role], dtypes[role], stores.get(role)) for role, model in whole.items()]
+    draft_config, head = config.draft, description.head
+    if draft_config is not None and head is not None:
+        dtypes["draft"] = precision_of(draft_config, head, dtype, defaults.dtype, where)
+        works.append(work_of(head, dtypes["draft"]))
     stages.plan(works)
     models = {}
     for role, model in whole.items():
         stages.begin()
-        made = _made(model, configs[role], folders[role], kinds[role], where, cuts.get(role), stores.get(role), stages)
+        module = _load_model(
+            model, configs[role], folders[role], dtypes[role], where, cuts.get(role), stores.get(role), stages
+        )
         if head is None:
-            runner, why = choose_runner(made, found.vocab_of(role), where, graphs=graphs, compiler=compiler)
+            runner, why = choose_runner(module, description.vocab_of(role), where, graphs=graphs, compiler=compiler)
         else:
-            runner, why = TappedRunner(made, vocab, where, head.taps), LOOKED_INTO if where.type == "cuda" else None
+            runner, why = (
+                TappedRunner(module, vocab, where, head.taps),
+                TAPPED_IS_EAGER if where.type == "cuda" else None,
+            )
         rows = configs[role].get_text_config().vocab_size
-        models[role] = LoadedModel(made, runner, _name(model, folders[role]), kinds[role], where, rows, why)
-        if role == "draft" and found.translation is not None:
-            models[role].runner = TranslatedRunner(runner, found.translation, context_of(configs[role]))
+        models[role] = LoadedModel(module, runner, _name(model, folders[role]), dtypes[role], where, rows, why)
+        if role == "draft" and description.translation is not None:
+            models[role].runner = TranslatedRunner(runner, description.translation, context_of(configs[role]))
         stages.end()
-    large = models["target"]
-    eos_ids = _eos_ids(large.model, tokenizer if folders["target"] else None)
-    if found.translation is None:
-        _check_rows(models, len(tokenizer) if tokenizer is not None else large.rows, vocab, eos_ids)
-    if drafts is not None and head is not None:
+    target_model = models["target"]
+    eos_ids = _eos_ids(target_model.model, tokenizer if folders["target"] else None)
+    if description.translation is None:
+        _check_rows(models, len(tokenizer) if tokenizer is not None else target_model.rows, vocab, eos_ids)
+    if draft_config is not None and head is not None:
         stages.begin()
-        name, where_it_is = EAGLE3_PREFIX + _name(drafts, folders["draft"]), there(folders["draft"])
-        models["draft"] = load_head(drafts, name, where_it_is, head, kinds["draft"], large, vocab, stages.reached)
+        name, head_folder = EAGLE3_PREFIX + _name(draft_config, folders["draft"]), require_folder(folders["draft"])
+        models["draft"] = load_head(
+            draft_config, name, head_folder, head, dtypes["draft"], target_model, vocab, stages.reached
+        )
         stages.end()
     return Pair(
         config=config,
         draft=models.get("draft"),
-        target=large,
+        target=target_model,
         tokenizer=tokenizer,
         vocab=vocab,
-        translation=found.translation,
+        translation=description.translation,
         eos_ids=eos_ids,
-        context=found.context,
-        graphs=graph_cache_for(large.device, *(model.eager_because for model in models.values())),
+        context=description.context,
+        graphs=graph_cache_for(target_model.device, *(model.eager_because for model in models.values())),
     )
 
 
@@ -171,14 +179,19 @@ def _config(
 
 
 def _precision(
-    role: str, model: ModelConfig, config: PreTrainedConfig, asked: str | None, default: str | None, where: torch.device
+    role: str,
+    model: ModelConfig,
+    config: PreTrainedConfig,
+    override: str | None,
+    default: str | None,
+    device: torch.device,
 ) -> str:
     """A model's precision: from the flag, else from its own entry in the pair's file, else the pair's default."""
-    wanted = asked or (model.dtype if model.dtype != "auto" else default or "auto")
+    requested = override or (model.dtype if model.dtype != "auto" else default or "auto")
     with explained(model):
-        large = wanted == "auto" and role == "draft" and is_large(config)
+        large = requested == "auto" and role == "draft" and is_large(config)
     overflows = None if not config.is_encoder_decoder else f"models of type '{config.model_type}'"
-    return choose_dtype(wanted, where, may_round=large, overflows=overflows)
+    return choose_dtype(requested, device, may_round=large, overflows=overflows)
 
 
 def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, store: PackedStore | None) -> Work:
@@ -186,19 +199,19 @@ def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, s
     with explained(model):
         weights = weights_of(config)
     packs = dtype == "int8" or (weights >= size.LARGE and store is not None)
-    verb = "packing" if packs and not (store is not None and store.is_there) else "reading"
+    verb = "packing" if packs and not (store is not None and store.is_usable) else "reading"
     return Work(role, verb, weights, BYTES[dtype], config.get_text_config().num_hidden_layers)
 
 
-def _cuts(draft: DraftConfig, found: Description) -> dict[str, Cut]:
+def _cuts(draft: DraftConfig, description: Description) -> dict[str, Cut]:
     """The cut of the draft model's head, if the pair's file specifies one; special tokens are always kept."""
     if draft.vocab is None:
         return {}
-    rows = found.configs["draft"].get_text_config().vocab_size
-    return {"draft": Cut.of(draft.vocab, rows, found.special_of_draft(), draft.key("vocab"))}
+    rows = description.configs["draft"].get_text_config().vocab_size
+    return {"draft": Cut.of(draft.vocab, rows, description.special_of_draft(), draft.key("vocab"))}
 
 
-def _made(
+def _load_model(
     model: ModelConfig,
     config: PreTrainedConfig,
     folder: Path | None,
@@ -234,8 +247,8 @@ def _made(
 def _name(model: ModelConfig, folder: Path | None) -> str:
     """The source and, for a hub repository, the loaded commit: a branch moves, and results should not."""
     source = str(model.source)
-    fixed = isinstance(model.source, HubSource) and model.source.revision == getattr(folder, "name", "")
-    return f"{source}#{folder.name}" if isinstance(model.source, HubSource) and folder and not fixed else source
+    pinned = isinstance(model.source, HubSource) and model.source.revision == getattr(folder, "name", "")
+    return f"{source}#{folder.name}" if isinstance(model.source, HubSource) and folder and not pinned else source
 
 
 def _on_cpu(
@@ -261,7 +274,7 @@ def _on_cpu(
         read = cut_head(module, cut, read) or read
     fit(module, dtype, read, store, stages.reached)
     if store is not None and store.needs(module):
-        stages.say("saving the packed weights for the next start")
+        stages.report("saving the packed weights for the next start")
         store.save(module)
     return module
 
@@ -273,8 +286,8 @@ def _module(
         with explained(model):
             return _random(config, model.source.seed, dtype, device)
     if model.device_map is not None and device.type == "cuda":
-        return untrusted.model_of(there(folder), config, dtype=dtype, device_map=model.device_map)
-    return untrusted.model_of(there(folder), config, dtype=dtype).to(device)
+        return untrusted.model_of(require_folder(folder), config, dtype=dtype, device_map=model.device_map)
+    return untrusted.model_of(require_folder(folder), config, dtype=dtype).to(device)
 
 
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

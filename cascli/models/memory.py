@@ -65,5 +65,5 @@ def _field(name: str) -> int | None:
         lines = _STATUS.read_text().splitlines()
     except OSError:
         return None
-    found = next((line for line in lines if line.startswith(f"{name}:")), None)
-    return None if found is None else int(found.split()[1]) * 1024
+    entry = next((line for line in lines if line.startswith(f"{name}:")), None)
+    return None if entry is None else int(entry.split()[1]) * 1024

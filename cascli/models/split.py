@@ -30,38 +30,38 @@ if TYPE_CHECKING:
 
 _TRIED: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 """Exit layers after which a model was found to continue from hidden states alone, and whether layers return tuples."""
-_FEW = 3
+_TEST_TOKENS = 3
 """Number of tokens of this test."""
 
 
 @contextmanager
-def standing_aside(
-    layers: Sequence[nn.Module], give: Callable[[Tensor], Tensor], *, tuples: bool = False
+def bypass(
+    layers: Sequence[nn.Module], last_output: Callable[[Tensor], Tensor], *, tuples: bool = False
 ) -> Iterator[None]:
-    """Bypass consecutive decoder layers: each returns its input unchanged, the last one `give` of its input.
+    """Bypass consecutive decoder layers: each returns its input unchanged, the last one `last_output` of its input.
 
     Not thread-safe: other threads that use the module inside the block see the bypassed layers. `tuples` is whether
     layers return tuples.
     """
 
-    def handing_on(make: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def returning(output_of: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
         def forward(hidden_states: Tensor, *args: object, **more: object) -> Any:
             del args, more
-            return (make(hidden_states), None) if tuples else make(hidden_states)
+            return (output_of(hidden_states), None) if tuples else output_of(hidden_states)
 
         return forward
 
     before = [vars(each).get("forward") for each in layers]
     try:
         for layer in layers[:-1]:
-            layer.forward = handing_on(lambda hidden: hidden)
-        layers[-1].forward = handing_on(give)
+            layer.forward = returning(lambda hidden: hidden)
+        layers[-1].forward = returning(last_output)
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
+        for layer, wrapper in zip(layers, before, strict=True):
             del layer.forward
-            if own is not None:  # accelerate's wrapper, which moves inputs between devices
-                layer.forward = own
+            if wrapper is not None:  # accelerate's wrapper, which moves inputs between devices
+                layer.forward = wrapper
 
 
 class SplitRunner(Runner):
@@ -117,21 +117,21 @@ class SplitRunner(Runner):
     @torch.inference_mode()
     def read_first(self, ids: Tensor, rows: int) -> Tensor:
         """Read `ids` through the first layers only; return the exit's logits `[rows, vocab]` (`rows` may be 0)."""
-        found = list[Tensor]()
+        new_states = list[Tensor]()
 
         def keep(hidden: Tensor) -> Tensor:
-            found.append(hidden)
+            new_states.append(hidden)
             return hidden
 
-        with standing_aside(self._others, keep, tuples=self._tuples):
+        with bypass(self._others, keep, tuples=self._tuples):
             logits = self._own.read_at(self.length_of_first, ids, rows)
-        self._hidden = torch.cat(found if self._hidden is None else [self._hidden, *found], dim=-2)
+        self._hidden = torch.cat(new_states if self._hidden is None else [self._hidden, *new_states], dim=-2)
         return logits
 
     def _read_others(self, hidden: Tensor | None, ids: Tensor, rows: int) -> Tensor:
         if hidden is None or hidden.shape[-2] != ids.shape[0]:
             raise ValueError("the first layers have read different tokens from those that the others are to read")
-        with standing_aside(self._first, lambda _: hidden, tuples=self._tuples):
+        with bypass(self._first, lambda _: hidden, tuples=self._tuples):
             return self._own.read_at(self._length, ids, rows)
 
     @torch.inference_mode()
@@ -140,7 +140,7 @@ class SplitRunner(Runner):
 
         `ids` `[n]` are their tokens, which follow `start` others; caches are not changed.
         """
-        with standing_aside([*self._first, *self._others], lambda _: hidden.unsqueeze(0), tuples=self._tuples):
+        with bypass([*self._first, *self._others], lambda _: hidden.unsqueeze(0), tuples=self._tuples):
             return self._own.read_at(start, ids, ids.shape[0])
 
     def truncate(self, length: int) -> None:
@@ -173,17 +173,17 @@ class SplitRunner(Runner):
         """
         kinds = list[type]()
         hook = self._first[0].register_forward_hook(lambda _module, _args, output: kinds.append(type(output)))
-        ids = torch.zeros(_FEW, dtype=torch.long)
+        ids = torch.zeros(_TEST_TOKENS, dtype=torch.long)
         with torch.inference_mode():
             try:
-                whole = self._own.read_at(0, ids, _FEW).clone()
+                whole = self._own.read_at(0, ids, _TEST_TOKENS).clone()
             finally:
                 hook.remove()
             self._tuples = kinds == [tuple]
             self.reset()
             try:
                 self.read_first(ids, 0)
-                parts, why = self.forward(ids, _FEW), "its later layers need more than hidden states"
+                parts, why = self.forward(ids, _TEST_TOKENS), "its later layers need more than hidden states"
             except Exception as error:  # a layer may raise anything for missing inputs
                 parts, why = None, first_line(error)
         if parts is None or not torch.allclose(parts, whole, rtol=1e-3, atol=1e-3, equal_nan=True):

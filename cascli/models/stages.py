@@ -65,14 +65,14 @@ class Stages:
         """Set the models to be loaded, in this order."""
         self._todo, self._total = list(works), sum(work.size for work in works)
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Report a stage that cannot be counted."""
         self._on_stage(Stage(text, self._done, self._total))
 
     def begin(self) -> None:
         """Start the next model."""
         self._since = None
-        self._say_layer("")
+        self._report_layer("")
 
     def reached(self, name: str, weights: int) -> None:
         """Count `weights` weights, of a layer of this name, as ready."""
@@ -80,7 +80,7 @@ class Stages:
         self._done = min(self._done + weights * work.width, self._before + work.size)
         if self._since is None:  # the time before the first layer does not predict that of the others
             self._since = (self._clock(), self._done)
-        self._say_layer(name)
+        self._report_layer(name)
 
     def end(self) -> None:
         """Finish the model, counting all of its planned work as done even if fewer weights were counted."""
@@ -89,7 +89,7 @@ class Stages:
         self._done = self._before
         self._on_stage(Stage(f"{work.verb} the {work.role}", self._done, self._total))
 
-    def _say_layer(self, name: str) -> None:
+    def _report_layer(self, name: str) -> None:
         work = self._todo[0]
         layer = _LAYER.search(name)
         place = f": layer {int(layer[1]) + 1} of {work.layers}" if layer and int(layer[1]) < work.layers else ""
@@ -99,8 +99,8 @@ class Stages:
         """Seconds left for the last model, estimated from its own speed; None for earlier ones, as models differ."""
         if self._since is None or len(self._todo) > 1:
             return None
-        since, from_ = self._since
+        since, done_then = self._since
         spent = self._clock() - since
-        if spent < _SURE_AFTER or self._done <= from_:
+        if spent < _SURE_AFTER or self._done <= done_then:
             return None
-        return spent * (self._total - self._done) / (self._done - from_)
+        return spent * (self._total - self._done) / (self._done - done_then)

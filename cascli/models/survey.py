@@ -54,20 +54,22 @@ def survey(
         ConfigError: a model of an unsupported kind, or two models that have hardly any tokens in common.
         RunError: weights that are not available.
     """
-    found = describe(config, offline=offline, report=report, on_stage=on_stage)
+    description = describe(config, offline=offline, report=report, on_stage=on_stage)
     models = {}
-    if found.head is not None:
-        weights = weights_of_head(found.head)
-        models["draft"] = ModelSurvey("eagle3", found.head.layer.num_hidden_layers, weights, found.head.draft_vocab)
+    if description.head is not None:
+        weights = weights_of_head(description.head)
+        models["draft"] = ModelSurvey(
+            "eagle3", description.head.layer.num_hidden_layers, weights, description.head.draft_vocab
+        )
     for role, model in config.models.items():
-        if role not in found.configs:
+        if role not in description.configs:
             continue
-        settings = found.configs[role]
+        settings = description.configs[role]
         text = settings.get_text_config()
         with explained(model):
             models[role] = ModelSurvey(
                 settings.model_type, text.num_hidden_layers, weights_of(settings), text.vocab_size
             )
-    chat = found.tokenizer is not None and bool(getattr(found.tokenizer, "chat_template", None))
-    shared = None if found.translation is None else found.translation.shared
-    return PairSurvey(models, found.vocab, found.context, shared, chat)
+    chat = description.tokenizer is not None and bool(getattr(description.tokenizer, "chat_template", None))
+    shared = None if description.translation is None else description.translation.shared
+    return PairSurvey(models, description.vocab, description.context, shared, chat)

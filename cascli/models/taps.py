@@ -77,5 +77,5 @@ def check_layer(model: PreTrainedModel, n: int, deepest: int) -> None:
     """
     if not 1 <= n <= deepest:
         depth = model.config.get_text_config().num_hidden_layers
-        there = f"use 1 to {deepest}" if deepest else "there is no exit between them"
-        raise UsageError(f"layers={n}: the model has {depth} layers; {there}.")
+        hint = f"use 1 to {deepest}" if deepest else "there is no exit between them"
+        raise UsageError(f"layers={n}: the model has {depth} layers; {hint}.")

@@ -39,18 +39,18 @@ def shared_ids(draft: Any, target: Any) -> int | None:
 def special_ids(tokenizer: Any) -> set[int]:
     """The ids of tokens that stand for no text: end of text, start of a turn, and others with a role."""
     added = tokenizer.added_tokens_decoder
-    return {*tokenizer.all_special_ids, *(token for token, said in added.items() if said.special)}
+    return {*tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
 
 
-def ids_of(said: object) -> frozenset[int]:
+def ids_of(value: object) -> frozenset[int]:
     """The ids in a config's `eos_token_id`, which is None, one id, or several.
 
     Raises:
         ConfigError: it is anything else.
     """
-    ids = said if isinstance(said, list | tuple | set) else [] if said is None else [said]
+    ids = value if isinstance(value, list | tuple | set) else [] if value is None else [value]
     if not all(isinstance(each, int) for each in ids):
-        raise ConfigError(f"eos_token_id: {printed(said)} is neither an id nor a list of ids")
+        raise ConfigError(f"eos_token_id: {printed(value)} is neither an id nor a list of ids")
     return frozenset(ids)
 
 
@@ -65,8 +65,10 @@ def token_id(tokenizer: Any | None, token: str | int, vocab: int) -> int | None:
     if isinstance(token, str):
         if tokenizer is None:
             return None
-        found = tokenizer.convert_tokens_to_ids(token)
-        if found is None or tokenizer.convert_ids_to_tokens(found) != token:  # then `found` is the unknown token
+        candidate = tokenizer.convert_tokens_to_ids(token)
+        if (
+            candidate is None or tokenizer.convert_ids_to_tokens(candidate) != token
+        ):  # then `candidate` is the unknown token
             return None
-        token = int(found)
+        token = int(candidate)
     return token if 0 <= token < vocab else None

@@ -11,7 +11,7 @@ from cascli.models.runner import Runner
 from cascli.models.translation import Translation
 from cascli.sampling.autoregressive import Sampler
 
-_FEW = 4
+_MOST_CAPTURED = 4
 """Most draft tokens that a captured step reads for a target token; more are read like a prompt."""
 
 
@@ -124,7 +124,7 @@ class TranslatedRunner(Runner):
         """Prepare the draft's runner for short reads: how many tokens a read has is known only after translation."""
         del calls, sampler
         self.reset()
-        self._own.prepare(prompt, 2 * (prompt + answer), Calls(reads=[(n, 1) for n in range(_FEW, 0, -1)]))
+        self._own.prepare(prompt, 2 * (prompt + answer), Calls(reads=[(n, 1) for n in range(_MOST_CAPTURED, 0, -1)]))
 
     def fresh(self) -> TranslatedRunner:
         """Another runner with the same weights and translation."""

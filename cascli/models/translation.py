@@ -73,18 +73,18 @@ class Vocabulary:
 class Translation:
     """From the draft's logits to the target's tokens, and from the target's text to the draft's tokens."""
 
-    def __init__(self, draft: Vocabulary, target: Vocabulary, keep: Path | None = None) -> None:
-        """Find the tokens that both have; `keep` is a file that caches them.
+    def __init__(self, draft: Vocabulary, target: Vocabulary, cache_file: Path | None = None) -> None:
+        """Find the tokens that both have; `cache_file` is a file that caches them.
 
         Raises:
             ConfigError: they are too few to draft with.
         """
         self.draft, self.target = draft, target
-        pairs = None if keep is None else _kept(keep)
+        pairs = None if cache_file is None else _load_pairs(cache_file)
         if pairs is None:
             pairs = torch.tensor(_pairs(draft, target), dtype=torch.long).reshape(-1, 2)
-            if keep is not None:
-                _keep(keep, pairs)
+            if cache_file is not None:
+                _save_pairs(cache_file, pairs)
         self.shared = len(pairs[:, 1].unique())
         """Number of the target's tokens that the draft can produce."""
         if self.shared < LEAST * draft.size:
@@ -98,30 +98,30 @@ class Translation:
 
     def shared_among(self, kept: Tensor) -> int:
         """Number of target tokens that the draft can produce if only `kept` `[n]` of its own tokens are left."""
-        said = [theirs[torch.isin(ours, kept)] for ours, theirs in self._on(kept.device)]
-        return len(torch.cat(said).unique())
+        producible = [theirs[torch.isin(ours, kept)] for ours, theirs in self._parts_on(kept.device)]
+        return len(torch.cat(producible).unique())
 
     def logits(self, own: Tensor) -> Tensor:
         """The draft's logits `[n, V_draft]` as logits `[n, V]` of the target's tokens (float32 or wider)."""
         own = wide(own)
         out = own.new_full((own.shape[0], self.target.size), -torch.inf)
-        for i, (ours, theirs) in enumerate(self._on(own.device)):
-            said = own.index_select(1, ours)
-            out.index_copy_(1, theirs, torch.logaddexp(out.index_select(1, theirs), said) if i else said)
+        for i, (ours, theirs) in enumerate(self._parts_on(own.device)):
+            values = own.index_select(1, ours)
+            out.index_copy_(1, theirs, torch.logaddexp(out.index_select(1, theirs), values) if i else values)
         return out
 
     def share(self, own: Tensor) -> Tensor:
         """q(I): mass `[n]` of the draft's logits `[n, V_draft]` on tokens that both have."""
-        said = torch.cat([ours for ours, _ in self._on(own.device)])
-        return wide(own).softmax(dim=-1).index_select(1, said).sum(dim=-1).clamp_max(1.0)
+        ids = torch.cat([ours for ours, _ in self._parts_on(own.device)])
+        return wide(own).softmax(dim=-1).index_select(1, ids).sum(dim=-1).clamp_max(1.0)
 
-    def _on(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    def _parts_on(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
         if self._parts[0][0].device != device:
             self._parts = [(ours.to(device), theirs.to(device)) for ours, theirs in self._parts]
         return self._parts
 
     @cached_property
-    def _one(self) -> dict[int, int]:
+    def _direct(self) -> dict[int, int]:
         """The draft's token for each target token that it can produce."""
         ours, theirs = self._parts[0]
         return dict(zip(theirs.tolist(), ours.tolist(), strict=True))
@@ -129,7 +129,7 @@ class Translation:
     def read(self, token: int) -> tuple[int, ...]:
         """The draft tokens that are read for one of the target's tokens: at least one."""
         if token not in self._read:
-            own = self._one.get(token)
+            own = self._direct.get(token)
             self._read[token] = self._spelled(token) if own is None else (own,)
         return self._read[token]
 
@@ -153,7 +153,7 @@ class Translation:
                 continue
             own += self.draft.contents.encode(data)
             data = b""
-            if token != self.target.begin or token in self._one or self.draft.begin is not None:
+            if token != self.target.begin or token in self._direct or self.draft.begin is not None:
                 own += self.read(token)
         own += self.draft.contents.encode(data)
         begin = self.draft.begin if self.draft.begins else None
@@ -201,14 +201,14 @@ def file_for(draft: Path, target: Path, sides: Sequence[Vocabulary]) -> Path | N
     return cache_home() / "translations" / f"{digest.hexdigest()[:16]}.safetensors"
 
 
-def _kept(file: Path) -> Tensor | None:
+def _load_pairs(file: Path) -> Tensor | None:
     """The cached pairs `[n, 2]`; None if there is no readable file."""
     with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
         return cast(Tensor, opened.get_tensor("pairs"))
     return None
 
 
-def _keep(file: Path, pairs: Tensor) -> None:
+def _save_pairs(file: Path, pairs: Tensor) -> None:
     """Cache the pairs, writing the file atomically; if it cannot be written, it is skipped."""
     with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -54,8 +54,8 @@ class RuleInAlpha(NamedTuple):
         # Not validated, since the line continues outside alpha's range. Fields 1 to 3 are the terms of the sum.
         at_zero, at_one, at_two = (kind(alpha=alpha).threshold() for alpha in (0.0, 1.0, 2.0))
         parts = zip(at_zero[1:4], at_one[1:4], at_two[1:4], strict=True)
-        straight = all(math.isclose(b - a, c - b, abs_tol=1e-9) for a, b, c in parts)
-        if not straight or not at_zero.tests == at_one.tests == at_two.tests:
+        is_linear = all(math.isclose(b - a, c - b, abs_tol=1e-9) for a, b, c in parts)
+        if not is_linear or not at_zero.tests == at_one.tests == at_two.tests:
             return None
         constant, best, disagreement = (b - a for a, b in zip(at_zero[1:4], at_one[1:4], strict=True))
         slope = Threshold(at_zero.tests, constant, best, disagreement)

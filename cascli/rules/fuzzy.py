@@ -37,9 +37,9 @@ class Fuzzy(ChoiceRule):
 
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, 1]`."""
-        return self._apart(d.q1, d.p1) <= self.threshold
+        return self._distance(d.q1, d.p1) <= self.threshold
 
-    def _apart(self, q: Tensor, p: Tensor) -> Tensor:
+    def _distance(self, q: Tensor, p: Tensor) -> Tensor:
         if self.divergence == "tv":
             return (p - q).clamp_min(0).sum(dim=-1, keepdim=True)
         if self.divergence == "kl":

@@ -93,7 +93,7 @@ class LookingAhead:
         self._numbers = numbers
         self._seen = 0
 
-    def looked_at(self, end: int) -> None:
+    def mark_used(self, end: int) -> None:
         """Record that a round's decision has used the numbers of the positions up to `end`."""
         self._seen = max(self._seen, end)
 

@@ -42,14 +42,14 @@ class Adaedl(Stop):
 class _Adapting(Stopping):
     reads: ClassVar[Reading | None] = Adaedl.reads
 
-    def __init__(self, how: Adaedl) -> None:
-        self._how, self._limit, self._passed = how, how.limit, how.aim
+    def __init__(self, stop: Adaedl) -> None:
+        self._stop, self._limit, self._passed = stop, stop.limit, stop.aim
 
     def before_draw(self, drawn: Sequence[float], here: float) -> bool:
-        return 1 - math.sqrt(self._how.scale * here) >= self._limit
+        return 1 - math.sqrt(self._stop.scale * here) >= self._limit
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
         if kept + rejected:
             self._passed = (self._passed + kept / (kept + rejected)) / 2
-            self._limit += STEP if self._passed < self._how.aim else -STEP
+            self._limit += STEP if self._passed < self._stop.aim else -STEP
             self._limit = min(max(self._limit, 0.0), 1.0)

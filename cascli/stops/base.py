@@ -40,12 +40,12 @@ class Stopping:
             TypeError: `reads` is not a known reading, is missing, or does not go with the method that is defined.
         """
         super().__init_subclass__(**more)
-        asked = cls.before_step is not Stopping.before_step or cls.before_draw is not Stopping.before_draw
+        overridden = cls.before_step is not Stopping.before_step or cls.before_draw is not Stopping.before_draw
         known = (None, *get_args(Reading))
-        if cls.reads not in known or (asked and cls.reads is None):
+        if cls.reads not in known or (overridden and cls.reads is None):
             readings = ", ".join(map(repr, get_args(Reading)))
             raise TypeError(f"{cls.__qualname__}: reads must be one of {readings} (got {cls.reads!r})")
-        if cls.reads == "chance" and asked and cls.before_step is Stopping.before_step:
+        if cls.reads == "chance" and overridden and cls.before_step is Stopping.before_step:
             raise TypeError(f"{cls.__qualname__}: with reads = 'chance', before_step is what is called")
 
     def most(self, n: int) -> int:

@@ -31,12 +31,12 @@ class Heuristic(Stop):
 class _Growing(Stopping):
     def __init__(self, start: int) -> None:
         self._length = start
-        self._asked = 0
+        self._requested = 0
 
     def most(self, n: int) -> int:
-        self._asked = min(self._length, n)
-        return self._asked
+        self._requested = min(self._length, n)
+        return self._requested
 
     def learn(self, seen: Sequence[float], kept: int, *, rejected: bool) -> None:
         if kept + rejected:
-            self._length = max(1, self._asked - 1) if rejected else self._asked + 2
+            self._length = max(1, self._requested - 1) if rejected else self._requested + 2

@@ -39,7 +39,7 @@ def parse(text: str, k: int | None = None) -> Strategy:
         UsageError: an unknown name or key, a missing `=`, a wrong type or a value out of range.
     """
     name, _, rest = text.strip().partition(":")
-    kind = load(name.strip())
+    strategy_class = load(name.strip())
     values: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = part.partition("=")
@@ -48,9 +48,9 @@ def parse(text: str, k: int | None = None) -> Strategy:
         if key.strip() in values:
             raise UsageError(f"strategy '{text}': '{key.strip()}' is given twice")
         values[key.strip()] = value.strip()
-    if k is not None and "k" in kind.keys({}):
+    if k is not None and "k" in strategy_class.keys({}):
         values.setdefault("k", str(k))
     try:
-        return kind.build(values)
+        return strategy_class.build(values)
     except UsageError as error:
         raise UsageError(f"strategy '{text}': {error}") from None

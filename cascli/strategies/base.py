@@ -52,8 +52,8 @@ def validated(kind: type[T], values: Mapping[str, Any]) -> T:
         UsageError: a missing or unknown key, a wrong type or a value out of range.
     """
     own = plugins.is_own(kind)
-    every = () if own else fields(kind)  # type: ignore[arg-type]  # T is a dataclass
-    defaults = {each.name: each.default for each in every if each.default not in (MISSING, None)}
+    plugin_fields = () if own else fields(kind)  # type: ignore[arg-type]  # T is a dataclass
+    defaults = {each.name: each.default for each in plugin_fields if each.default not in (MISSING, None)}
     with blamed(kind):
         try:
             return TypeAdapter(kind).validate_python(defaults | dict(values))
@@ -101,8 +101,8 @@ class Strategy(ABC):
             plugin = getattr(self, name)
             named = plugins.name_of(type(plugin))
             if part.shown or named != part.default:
-                values |= {name: named, **_told(plugin)}
-        values |= {key: value for key, value in _told(self).items() if key not in parts}
+                values |= {name: named, **_field_values(plugin)}
+        values |= {key: value for key, value in _field_values(self).items() if key not in parts}
         return {key: value for key, value in values.items() if value is not None}
 
     @property
@@ -364,7 +364,7 @@ class Speculating(Strategy):
         )
 
 
-def _told(plugin: Any) -> dict[str, Any]:
+def _field_values(plugin: Any) -> dict[str, Any]:
     """The fields of a dataclass by name, without options at their default."""
     return {
         each.name: value

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cascli.decoding.session import Session
 
 
-_FEW = 4
+_MOST_CAPTURED = 4
 """Maximum number of draft tokens that the target reads in one captured call; more are read as a prompt is."""
 
 
@@ -41,7 +41,7 @@ class TokenCascade(RuleStrategy):
 
     def calls(self, role: Role) -> Calls:
         """One token per call; the target also reads the tokens that the draft model wrote alone."""
-        longest = _FEW if role == "target" else 2
+        longest = _MOST_CAPTURED if role == "target" else 2
         return Calls(reads=[(n, 1) for n in range(longest, 0, -1)])
 
     def decode(self, s: Session) -> Iterator[Round]:

@@ -40,7 +40,7 @@ def held(config: PairConfig, others: Mapping[str, PairConfig]) -> list[Held]:
         config: the pair.
         others: all other pairs, by name.
     """
-    found = []
+    entries = []
     for role, model in config.models.items():
         if isinstance(model.source, RandomSource):
             continue
@@ -50,8 +50,8 @@ def held(config: PairConfig, others: Mapping[str, PairConfig]) -> list[Held]:
         size = sum(path.stat().st_size if path.is_file() else tree_bytes(path) for path in paths)
         size += revision.expected_freed_size if revision is not None else 0
         users = [name for name, other in others.items() if _needs(other, model.source)]
-        found.append(Held(role, model.source, paths, snapshot, size, users, revision))
-    return found
+        entries.append(Held(role, model.source, paths, snapshot, size, users, revision))
+    return entries
 
 
 def remove(what: Held, report: Report = silent) -> None:
@@ -61,7 +61,7 @@ def remove(what: Held, report: Report = silent) -> None:
         RunError: they cannot be removed.
     """
     copy = store.converted(what.source)
-    with store.alone(copy.name if copy else "packed", report), writing(cache_home()):
+    with store.locked(copy.name if copy else "packed", report), writing(cache_home()):
         for path in what.paths:
             if path.is_dir():
                 shutil.rmtree(path)

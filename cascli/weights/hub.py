@@ -19,10 +19,10 @@ from cascli.weights.hub_answers import SECONDS, checked
 from cascli.weights.manifest import sha256_of
 from cascli.weights.report import Report
 
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _SHA256_DIGITS = 64
 _TRANSPORTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
-_UNWANTED = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "runs/*", "checkpoint-*"]
+_IGNORE_PATTERNS = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "runs/*", "checkpoint-*"]
 
 
 def cached_snapshot(source: HubSource) -> Path | None:
@@ -55,7 +55,7 @@ def download_snapshot(source: HubSource, report: Report) -> Path:
 
 
 def _files(source: HubSource) -> dict[str, Any]:
-    names = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+    names = {"allow_patterns": _ALLOW_PATTERNS, "ignore_patterns": _IGNORE_PATTERNS}
     return {"repo_id": source.hub, "revision": source.revision, **names}
 
 
@@ -86,13 +86,13 @@ def _explained(source: HubSource) -> Iterator[None]:
     except CascliError:
         raise
     except Exception as error:
-        said = _said(error, source)
-        if said is None:
+        message = _message(error, source)
+        if message is None:
             raise
-        raise RunError(f"{source}: {said}") from None
+        raise RunError(f"{source}: {message}") from None
 
 
-def _said(error: Exception, source: HubSource) -> str | None:
+def _message(error: Exception, source: HubSource) -> str | None:
     """What an error means, and what to do; None for errors that are not the hub's."""
     from huggingface_hub import constants, errors
 

@@ -37,10 +37,10 @@ def sha256_of(path: Path) -> str:
 
 def changed(folder: Path) -> list[str] | None:
     """The files that have changed since they were written; None if an older version stored no sha256."""
-    wanted = _read(folder).get("sha256_of_files")
-    if not isinstance(wanted, dict) or not wanted:
+    recorded = _read(folder).get("sha256_of_files")
+    if not isinstance(recorded, dict) or not recorded:
         return None
-    return [name for name, sha in sorted(wanted.items()) if sha256_of(folder / name) != sha]
+    return [name for name, sha in sorted(recorded.items()) if sha256_of(folder / name) != sha]
 
 
 @contextmanager

@@ -24,13 +24,13 @@ from cascli.weights.report import Report, silent
 
 __all__ = [
     "Report",
-    "alone",
     "changed",
     "converted",
     "disk_bytes",
     "locate",
+    "locked",
     "pull",
-    "require_here",
+    "require_local",
     "silent",
     "staging_of",
 ]
@@ -88,17 +88,17 @@ def pull(source: Source, report: Report = silent, *, offline: bool = False, size
     if folder is not None:
         return folder
     if offline and not isinstance(source, PathSource):
-        raise _not_here(source)
+        raise _not_local(source)
     if isinstance(source, HubSource):
         return hub.download_snapshot(source, report)
     folder = _converted(source)
-    with alone(folder.name, report):
+    with locked(folder.name, report):
         if not is_whole(folder):  # the process that held the lock may have done it
             _make(source, folder, report, size)
     return folder
 
 
-def require_here(source: Source) -> None:
+def require_local(source: Source) -> None:
     """Reject a source whose weights would have to be downloaded.
 
     Raises:
@@ -106,10 +106,10 @@ def require_here(source: Source) -> None:
         RunError: its weights are not on this machine.
     """
     if not isinstance(source, PathSource) and locate(source) is None:
-        raise _not_here(source)
+        raise _not_local(source)
 
 
-def _not_here(source: Source) -> RunError:
+def _not_local(source: Source) -> RunError:
     return RunError(
         f"{source}: its weights are not on this machine, and offline mode is on.\n"
         "Run 'cascli pull' for this pair once with a network and without --offline."
@@ -151,8 +151,8 @@ def _converted(source: Source) -> Path:
 
 def converted(source: Source) -> Path | None:
     """The folder of a source's converted copy, whether it exists or not; None for sources that need no conversion."""
-    made = isinstance(source, PypiSource) or (isinstance(source, PathSource) and _is_gguf(source))
-    return _converted(source) if made else None
+    is_converted = isinstance(source, PypiSource) or (isinstance(source, PathSource) and _is_gguf(source))
+    return _converted(source) if is_converted else None
 
 
 def _path(source: PathSource) -> Path:
@@ -179,7 +179,7 @@ def _checked_folder(source: PathSource) -> Path:
 
 
 @contextmanager
-def alone(key: str, report: Report) -> Iterator[None]:
+def locked(key: str, report: Report) -> Iterator[None]:
     """Hold the lock of `key`: of several processes that pull the same source, one works and the others wait."""
     from filelock import FileLock, Timeout
 

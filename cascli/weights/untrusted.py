@@ -126,10 +126,10 @@ def damaged(place: Path, what: str = "") -> Iterator[None]:
                 f"{place}: it requires running its own code (auto_map), which cascli never does.\n"
                 "Use a model type that transformers supports."
             ) from None
-        said = f"{what} {place}:" if what.startswith("no ") else f"{place}: {what or _UNREADABLE}"
+        prefix = f"{what} {place}:" if what.startswith("no ") else f"{place}: {what or _UNREADABLE}"
         reason = first_line(error if isinstance(error, Exception) else Exception("a damaged tokenizer file"))
         name = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise RunError(f"{said} {name}{reason[:300]}") from None
+        raise RunError(f"{prefix} {name}{reason[:300]}") from None
 
 
 def _check_files(folder: Path) -> None:
@@ -183,11 +183,11 @@ def try_tokenizer(file: Path) -> None:
         return
     command = [sys.executable, "-P", "-c", _TRY.format(most=_TOKENIZER_BYTES), str(file)]
     try:
-        ended = subprocess.run(command, capture_output=True, timeout=_TOKENIZER_SECONDS, stdin=subprocess.DEVNULL)
+        completed = subprocess.run(command, capture_output=True, timeout=_TOKENIZER_SECONDS, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise RunError(f"{file}: damaged: reading it did not finish within {_TOKENIZER_SECONDS} s.") from None
-    if ended.returncode:
-        raise RunError(f"{file}: damaged: {_last_words(ended)}")
+    if completed.returncode:
+        raise RunError(f"{file}: damaged: {_last_words(completed)}")
     try:
         seen.parent.mkdir(parents=True, exist_ok=True)
         seen.touch()
@@ -195,8 +195,8 @@ def try_tokenizer(file: Path) -> None:
         return
 
 
-def _last_words(ended: subprocess.CompletedProcess[bytes]) -> str:
-    if ended.returncode < 0:
-        return f"the library that reads it aborted (signal {-ended.returncode})."
-    lines = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else f"the library that reads it failed (exit {ended.returncode})."
+def _last_words(completed: subprocess.CompletedProcess[bytes]) -> str:
+    if completed.returncode < 0:
+        return f"the library that reads it aborted (signal {-completed.returncode})."
+    lines = [line for line in completed.stderr.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else f"the library that reads it failed (exit {completed.returncode})."

@@ -12,11 +12,11 @@ from cascli import Pair, generate, load_pair
 from cascli.errors import RunError
 from cascli.jobs.batch_profile import batch_profiles
 from cascli.models.batch.lanes import Lanes
-from cascli.models.batch.reader import Wanted, WantedDraft
+from cascli.models.batch.reader import DraftRequest, ReadRequest
 from cascli.models.calls import Calls, Write
 from cascli.models.choose_runner import choose_runner
 from cascli.models.gpu import batch_draft, batch_reader
-from cascli.models.gpu.batch_reader import GraphReader, bucket_of, buckets_upto, graph_reader
+from cascli.models.gpu.batch_reader import GraphReader, bucket_of, buckets_up_to, graph_reader
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import LONGEST
 from cascli.sampling.autoregressive import Sampler
@@ -63,8 +63,8 @@ def test_a_whole_draft_of_all_lanes_is_one_graph() -> None:
     rounds = max(run.metrics.target_calls for run in together)
     assert lanes.passes["target"] == rounds and lanes.passes["draft"] <= 3 * rounds
     draft, target = (lanes.readers[role] for role in ("draft", "target"))
-    assert draft.graphs == len(buckets_upto(4)) == 2  # for one text, and for two to four
-    assert target.graphs == len(buckets_upto(4 * 4)) == 4
+    assert draft.graphs == len(buckets_up_to(4)) == 2  # for one text, and for two to four
+    assert target.graphs == len(buckets_up_to(4 * 4)) == 4
     before = [each.capture_seconds for each in (draft, target)]
     list(lanes.run([partial(generate, seed=9, **ask)]))
     assert [each.capture_seconds for each in (draft, target)] == before and min(before) > 0
@@ -127,7 +127,7 @@ def test_reads_of_any_lengths_and_rewinds(reader: GraphReader) -> None:
             start = max(plain[place].length - 2, 1)
             plain[place].truncate(start), reader.runners[place].truncate(start)
             ids = texts[place, start : start + n]
-            wanted.append(Wanted(place, ids, rows))
+            wanted.append(ReadRequest(place, ids, rows))
             expected.append(plain[place].forward(ids, rows))
         for found, exact in zip(reader.read(wanted), expected, strict=True):
             torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
@@ -155,7 +155,7 @@ def test_drafts_of_any_lengths(with_base: bool, reader: GraphReader) -> None:
         for place, write in writes.items():
             u = torch.rand(write.drawn, generator=generator, dtype=torch.float64)
             ids = texts[place, 300 : 300 + write.unread]
-            wanted.append(WantedDraft(place, ids, law, u, write.read_last))
+            wanted.append(DraftRequest(place, ids, law, u, write.read_last))
             expected.append(plain[place].write(ids, law, u, read_last=write.read_last))
         for found, exact in zip(reader.write(wanted), expected, strict=True):
             assert found.tokens.tolist() == exact.tokens.tolist()
@@ -172,7 +172,7 @@ def test_a_text_that_fills_its_place_waits_elsewhere_for_longer_drafts(reader: G
         reader.prepare(place, 200, 56, Calls(), None)
     for ids in torch.arange(255).split(100):
         reader.runners[0].forward(ids, 1)
-    wanted = [WantedDraft(place, torch.tensor([7]), law, u[:n], False) for place, n in ((0, 1), (1, 3))]
+    wanted = [DraftRequest(place, torch.tensor([7]), law, u[:n], False) for place, n in ((0, 1), (1, 3))]
     short, long = reader.write(wanted)
     assert (short.tokens.shape[0], long.tokens.shape[0]) == (1, 3)
     assert reader.runners[0].length == reader._states[0].capacity == 256
@@ -188,7 +188,7 @@ def test_a_draft_is_drawn_by_its_own_sampler(reader: GraphReader) -> None:
     for law in laws * 2:
         for runner in (plain, reader.runners[1]):
             runner.reset()
-        [found], exact = reader.write([WantedDraft(1, ids, law, u, True)]), plain.write(ids, law, u, read_last=True)
+        [found], exact = reader.write([DraftRequest(1, ids, law, u, True)]), plain.write(ids, law, u, read_last=True)
         assert found.tokens.tolist() == exact.tokens.tolist()
         for mine, theirs in zip(found[1:], exact[1:], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
@@ -197,11 +197,11 @@ def test_a_draft_is_drawn_by_its_own_sampler(reader: GraphReader) -> None:
 def test_what_a_text_has_read_stands_while_others_read_on(reader: GraphReader) -> None:
     law, u = Sampler(Sampling(), reads_base=False), torch.tensor([0.3], dtype=torch.float64)
     ids = torch.tensor([7])
-    [logits] = reader.read([Wanted(0, ids, 1)])
-    [written] = reader.write([WantedDraft(0, ids, law, u, False)])
+    [logits] = reader.read([ReadRequest(0, ids, 1)])
+    [written] = reader.write([DraftRequest(0, ids, law, u, False)])
     kept = logits.clone(), written.probs.clone(), written.tokens.clone()
-    reader.read([Wanted(1, torch.tensor([9]), 1)])
-    reader.write([WantedDraft(1, torch.tensor([11]), law, 1 - u, False)])
+    reader.read([ReadRequest(1, torch.tensor([9]), 1)])
+    reader.write([DraftRequest(1, torch.tensor([11]), law, 1 - u, False)])
     assert all(map(torch.equal, (logits, written.probs, written.tokens), kept))
 
 
@@ -231,10 +231,10 @@ def test_what_was_foreseen_is_not_captured_again(reader: GraphReader) -> None:
     for place in range(3):
         reader.prepare(place, 1, 100, calls, law)
     made, seconds = reader.graphs, reader.capture_seconds
-    assert made == len(buckets_upto(180)) + len(buckets_upto(3))
+    assert made == len(buckets_up_to(180)) + len(buckets_up_to(3))
     u = torch.full((3,), 0.5, dtype=torch.float64)
-    reader.read([Wanted(place, torch.arange(60), 60) for place in range(3)])
-    reader.write([WantedDraft(place, torch.tensor([3]), law, u, False) for place in range(3)])
+    reader.read([ReadRequest(place, torch.arange(60), 60) for place in range(3)])
+    reader.write([DraftRequest(place, torch.tensor([3]), law, u, False) for place in range(3)])
     assert (reader.graphs, reader.capture_seconds) == (made, seconds)
     reader.prepare(0, 1, 900, calls, law)
     assert reader.graphs == made and reader.capture_seconds > seconds
@@ -261,15 +261,15 @@ def test_capturing_is_nobodys_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return of_pass(self, wanted)
 
     monkeypatch.setattr(GraphReader, "_pass", slowly)
-    [logits], seconds = lanes._read("target", [Wanted(0, torch.tensor([3]), 1)])
+    [logits], seconds = lanes._read("target", [ReadRequest(0, torch.tensor([3]), 1)])
     assert seconds < -900 and logits.shape[0] == 1 and reader.capture_seconds > 1000
 
 
 def test_buckets() -> None:
     asked = (1, 2, 4, 5, 33, 65, 97, 128, 129, 193, 257, 2304)
     assert [bucket_of(n) for n in asked] == [1, 4, 4, 8, 64, 96, 128, 128, 160, 224, 320, 2560]
-    assert buckets_upto(80) == [96, 64, 32, 16, 8, 4, 1] and buckets_upto(0) == []
-    assert len(buckets_upto(2304)) < 30  # of the 64 that are kept: preparing one text must not evict its own graphs
+    assert buckets_up_to(80) == [96, 64, 32, 16, 8, 4, 1] and buckets_up_to(0) == []
+    assert len(buckets_up_to(2304)) < 30  # of the 64 that are kept: preparing one text must not evict its own graphs
 
 
 @pytest.mark.parametrize("bug", ["neighbour", "position", "filling", "uniforms"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
-from cascli.models.batch.reader import Wanted, WantedDraft
+from cascli.models.batch.reader import DraftRequest, ReadRequest
 from cascli.models.calls import Calls, Write
 from cascli.models.gpu.batch_reader import GraphReader, graph_reader
 from cascli.models.gpu.graph_runner import GraphRunner
@@ -65,8 +65,8 @@ def test_a_pass_waits_for_nothing(loaded: Pair) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            reader.read([Wanted(place, ids, 1) for place in range(3)])
-            reader.write([WantedDraft(place, ids, law, u, False) for place in range(3)])
+            reader.read([ReadRequest(place, ids, 1) for place in range(3)])
+            reader.write([DraftRequest(place, ids, law, u, False) for place in range(3)])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -124,7 +124,7 @@ def of_rows() -> Iterator[Variant]:
 
 
 def of_truncation() -> Iterator[Variant]:
-    types = ROWS | dict.fromkeys(("space", "states", "found"), "*fp64") | {"goal": "i64"}
+    types = ROWS | dict.fromkeys(("space", "states", "limits"), "*fp64") | {"goal": "i64"}
     for by_count, within in ((True, False), (False, False), (False, True)):
         how = SHAPE | {"BY_COUNT": by_count, "WITHIN": within}
         for stage in range(3):

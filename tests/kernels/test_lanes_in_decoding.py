@@ -9,7 +9,7 @@ import torch
 
 from cascli import load_pair
 from cascli.kernels import attention
-from cascli.models.batch.reader import Wanted, WantedDraft
+from cascli.models.batch.reader import DraftRequest, ReadRequest
 from cascli.models.gpu import decode_attention
 from cascli.models.gpu.batch_reader import GraphReader
 from cascli.models.gpu.capture import Uncaptured
@@ -38,9 +38,9 @@ def read_and_written(config: dict[str, Any]) -> tuple[list[torch.Tensor], list[W
     reader._graphs = GraphCache()
     ids, u = torch.arange(40), torch.rand(2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     reader.runners[1].forward(ids[:20], 1)
-    logits = reader.read([Wanted(1, ids[20:22], 2), Wanted(0, ids[:1], 1)])
+    logits = reader.read([ReadRequest(1, ids[20:22], 2), ReadRequest(0, ids[:1], 1)])
     law = Sampler(Sampling(0.8, top_k=50, top_p=0.9), reads_base=True)
-    drafts = [WantedDraft(2, ids[5:7], law, u[:1], False), WantedDraft(1, ids[22:23], law, u, False)]
+    drafts = [DraftRequest(2, ids[5:7], law, u[:1], False), DraftRequest(1, ids[22:23], law, u, False)]
     return logits, reader.write(drafts)
 
 

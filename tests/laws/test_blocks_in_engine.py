@@ -216,7 +216,7 @@ def test_default_runs_are_what_they_were() -> None:
 def test_what_was_looked_at_gets_new_numbers() -> None:
     table, ahead = Uniforms(7, 12), LookingAhead(Uniforms(7, 12))
     assert torch.equal(ahead.draw(0, 4), table.draw(0, 4))  # first drafts use the same numbers as in every strategy
-    ahead.looked_at(4)
+    ahead.mark_used(4)
     for name in ("draw", "accept"):
         own, again = getattr(table, name), getattr(table, f"{name}_again")
         found = getattr(ahead, name)(1, 5)
@@ -243,7 +243,7 @@ def test_new_numbers_are_of_seed_round_and_place_alone() -> None:
 
 def same_numbers_again(patch: pytest.MonkeyPatch) -> None:
     """Random numbers keyed by position alone, which only token tests may use."""
-    patch.setattr(uniforms.LookingAhead, "looked_at", lambda self, end: None)
+    patch.setattr(uniforms.LookingAhead, "mark_used", lambda self, end: None)
 
 
 def same_tests_again(patch: pytest.MonkeyPatch) -> None:

@@ -199,12 +199,12 @@ def cross_attention_rewound(patch: pytest.MonkeyPatch) -> None:
 
 def cross_attention_of_an_earlier_prompt(patch: pytest.MonkeyPatch) -> None:
     """Keys and values that exist are never recomputed, even for another prompt."""
-    right, first = EncoderDecoderRunner._look_at, dict[int, Tensor]()
+    right, first = EncoderDecoderRunner._set_states, dict[int, Tensor]()
 
     def look_at(self: EncoderDecoderRunner, states: Tensor) -> None:
         right(self, first.setdefault(id(self), states))
 
-    patch.setattr(EncoderDecoderRunner, "_look_at", look_at)
+    patch.setattr(EncoderDecoderRunner, "_set_states", look_at)
 
 
 def cross_attention_of_the_answer(patch: pytest.MonkeyPatch) -> None:

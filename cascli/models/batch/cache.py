@@ -44,7 +44,7 @@ class TextsLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Any, Any]:
         """Write `[1, heads, rows, head_dim]`, each row at its position in its text."""
         cache, states = self._cache, self._states
-        states.take(key_states, value_states, cache.longest)
+        states.make_room(key_states, value_states, cache.longest)
         states.keys[cache.places, :, cache.positions] = key_states[0].transpose(0, 1)
         states.values[cache.places, :, cache.positions] = value_states[0].transpose(0, 1)
         return cache.seen(states.keys, self._window), cache.seen(states.values, self._window)

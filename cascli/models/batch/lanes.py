@@ -17,7 +17,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
 from cascli.errors import PairWarning
-from cascli.models.batch.reader import Reader, Wanted, WantedDraft
+from cascli.models.batch.reader import DraftRequest, Reader, ReadRequest
 from cascli.models.calls import ROLES, Calls, Role
 from cascli.models.choose_runner import choose_readers
 from cascli.models.memory import available
@@ -39,14 +39,14 @@ class Ended(NamedTuple, Generic[T]):
     result: T
 
 
-class _Asked(NamedTuple):
+class _LaneRequest(NamedTuple):
     role: Role
-    wanted: Wanted | WantedDraft
+    request: ReadRequest | DraftRequest
 
     @property
     def kind(self) -> tuple[Role, Sampler | None]:
         """Requests of the same kind can be answered together."""
-        return self.role, self.wanted.sampler if isinstance(self.wanted, WantedDraft) else None
+        return self.role, self.request.sampler if isinstance(self.request, DraftRequest) else None
 
 
 class _Lane:
@@ -54,7 +54,7 @@ class _Lane:
 
     def __init__(self, place: int, number: int, run: greenlet) -> None:
         self.place, self.number, self.run = place, number, run
-        self.asked: _Asked | None = None
+        self.request: _LaneRequest | None = None
 
 
 class LaneTimer:
@@ -101,7 +101,7 @@ class LaneRunner(Runner):
     def forward(self, ids: Tensor, rows: int) -> Tensor:
         """Read together with the other lanes; a long block is read alone and immediately."""
         if self._reader.shares(ids.shape[0]):
-            logits: Tensor = self._lanes.ask(self._role, Wanted(self._place, ids, rows))
+            logits: Tensor = self._lanes.ask(self._role, ReadRequest(self._place, ids, rows))
             return logits
         logits = self._own.forward(ids, rows)
         self._lanes.wait_for(self._role)
@@ -169,7 +169,7 @@ class LaneRunner(Runner):
 
     def prepare(self, prompt: int, answer: int, calls: Calls, sampler: Sampler | None = None) -> None:
         """Make room for this text."""
-        self._reader.elsewhere = self._lanes.unmade(apart_from=self._role)
+        self._reader.elsewhere = self._lanes.unallocated(apart_from=self._role)
         self._reader.prepare(self._place, prompt, answer, calls, sampler)
 
     @property
@@ -194,8 +194,8 @@ class LaneWriter(LaneRunner):
             if ids.shape[0] > _UNREAD:
                 self.forward(ids[:-1], 1)
                 ids = ids[-1:]
-            together: Written = self._lanes.ask(self._role, WantedDraft(self._place, ids, sampler, u, read_last))
-            return together
+            written: Written = self._lanes.ask(self._role, DraftRequest(self._place, ids, sampler, u, read_last))
+            return written
         written = self._own.write(ids, sampler, u, read_last=read_last)
         self._lanes.wait_for(self._role)
         return written
@@ -205,7 +205,7 @@ _Prompt = tuple[Role, tuple[int, ...]]
 """A model's role, and the tokens of a prompt that it has read, up to the end of a block."""
 
 
-class _Read(NamedTuple):
+class _KeptBlock(NamedTuple):
     """The kept states of a prompt block, and how long reading it took."""
 
     states: Sequence[tuple[Tensor, Tensor]]
@@ -226,7 +226,7 @@ class Lanes:
                 reuses a reading is charged the time that it took.
         """
         self._pair, self.size = pair, size
-        self.prompts: dict[_Prompt, _Read] = {}
+        self.prompts: dict[_Prompt, _KeptBlock] = {}
         self._room = (available(pair.device) or 0) // 8 if keep_prompts else 0
         self.readers = choose_readers({role: model.runner.own for role, model in pair.models.items()}, size)
         """The reader of each model, which reads for all lanes."""
@@ -243,9 +243,9 @@ class Lanes:
         """For each model whose texts are read in separate passes, the reason."""
         return {role: each.alone_because for role, each in self.readers.items() if each.alone_because}
 
-    def unmade(self, apart_from: Role) -> int:
+    def unallocated(self, apart_from: Role) -> int:
         """Bytes of the other models' caches that were requested but are not allocated yet."""
-        return sum(each.unmade for role, each in self.readers.items() if role != apart_from)
+        return sum(each.unallocated for role, each in self.readers.items() if role != apart_from)
 
     def keep(self, prompt: _Prompt, kept: Callable[[], Sequence[tuple[Tensor, Tensor]] | None], seconds: float) -> None:
         """Keep the states of the last block of a prompt's beginning, if there is room for them."""
@@ -254,7 +254,7 @@ class Lanes:
             return
         self._room -= sum(each.nbytes for layer in states for each in layer)
         if self._room >= 0:
-            self.prompts[prompt] = _Read(states, seconds)
+            self.prompts[prompt] = _KeptBlock(states, seconds)
 
     def _pair_of(self, place: int) -> Pair:
         runners = {role: model.runner.around(self._lane_of(role, place)) for role, model in self._pair.models.items()}
@@ -264,9 +264,9 @@ class Lanes:
         reader = self.readers[role]
         return (LaneWriter if reader.draws else LaneRunner)(self, reader, role, place)
 
-    def ask(self, role: Role, wanted: Wanted | WantedDraft) -> Any:
+    def ask(self, role: Role, request: ReadRequest | DraftRequest) -> Any:
         """Called in a lane: suspend it until its request is answered; return the logits, or what was written."""
-        return cast(greenlet, getcurrent().parent).switch(_Asked(role, wanted))
+        return cast(greenlet, getcurrent().parent).switch(_LaneRequest(role, request))
 
     def wait_for(self, role: Role) -> None:
         """Wait until a model's device is done, so that the time of one pass is not counted in the next.
@@ -295,17 +295,17 @@ class Lanes:
                     while free and (job := next(numbered, None)) is not None:
                         lane = _Lane(free.pop(), job[0], greenlet(job[1]))
                         waiting.append(lane)
-                        yield from self._go_on(lane, self._pairs[lane.place], waiting, free)
+                        yield from self._resume(lane, self._pairs[lane.place], waiting, free)
                     if not waiting:
                         return
-                    for lane, answer in self._answered(waiting):
-                        yield from self._go_on(lane, answer, waiting, free)
+                    for lane, answer in self._run_pass(waiting):
+                        yield from self._resume(lane, answer, waiting, free)
             finally:
                 with torch.inference_mode():  # each of the lanes has entered it, and leaves it now
                     for lane in waiting:
                         lane.run.throw(GreenletExit)
 
-    def _go_on(self, lane: _Lane, value: object, waiting: list[_Lane], free: list[int]) -> Iterator[Ended[T]]:
+    def _resume(self, lane: _Lane, value: object, waiting: list[_Lane], free: list[int]) -> Iterator[Ended[T]]:
         with torch.inference_mode():
             result = lane.run.throw(value) if isinstance(value, Exception) else lane.run.switch(value)
         if lane.run.dead:
@@ -313,35 +313,35 @@ class Lanes:
             free.append(lane.place)
             yield Ended(lane.number, result)
         else:
-            lane.asked = result
+            lane.request = result
             self.timers[lane.place].leave()
 
-    def _answered(self, waiting: Sequence[_Lane]) -> Iterator[tuple[_Lane, Tensor | Written | Exception]]:
+    def _run_pass(self, waiting: Sequence[_Lane]) -> Iterator[tuple[_Lane, Tensor | Written | Exception]]:
         """Run one pass of one model, or one draft of several passes, for all lanes that wait for it.
 
         An error is passed to each of these lanes. The draft model goes first: once no lane waits for it, all wait for
         the target, whose passes are expensive.
         """
-        asking = [(lane, lane.asked) for lane in waiting if lane.asked]
-        kind = min((asked.kind for _, asked in asking), key=lambda each: ROLES.index(each[0]))
-        together = [(lane, asked.wanted) for lane, asked in asking if asked.kind == kind]
-        answers, seconds = self._read(kind[0], [wanted for _, wanted in together])
-        tokens = sum(wanted.tokens for _, wanted in together)
-        for (lane, wanted), answer in zip(together, answers, strict=True):
-            lane.asked = None
-            self.timers[lane.place].back(seconds * wanted.tokens / tokens)
+        pending = [(lane, lane.request) for lane in waiting if lane.request]
+        kind = min((lane_request.kind for _, lane_request in pending), key=lambda each: ROLES.index(each[0]))
+        batch = [(lane, lane_request.request) for lane, lane_request in pending if lane_request.kind == kind]
+        answers, seconds = self._read(kind[0], [request for _, request in batch])
+        tokens = sum(request.tokens for _, request in batch)
+        for (lane, request), answer in zip(batch, answers, strict=True):
+            lane.request = None
+            self.timers[lane.place].back(seconds * request.tokens / tokens)
             yield lane, answer
 
     @torch.inference_mode()
-    def _read(self, role: Role, wanted: Sequence[Any]) -> tuple[Sequence[Tensor | Written | Exception], float]:
+    def _read(self, role: Role, requests: Sequence[Any]) -> tuple[Sequence[Tensor | Written | Exception], float]:
         """Answer requests of lanes, all reads or all drafts; return the time too, without that spent on capturing."""
-        reader, drafts = self.readers[role], isinstance(wanted[0], WantedDraft)
+        reader, drafts = self.readers[role], isinstance(requests[0], DraftRequest)
         start, captured = time.perf_counter(), reader.capture_seconds or 0.0
         answers: Sequence[Tensor | Written | Exception]
         try:
-            answers = reader.write(wanted) if drafts else reader.read(wanted)
+            answers = reader.write(requests) if drafts else reader.read(requests)
             self.wait_for(role)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            answers = [error] * len(wanted)
-        self.passes[role] += max(each.write.steps for each in wanted) if drafts else 1
+            answers = [error] * len(requests)
+        self.passes[role] += max(each.write.steps for each in requests) if drafts else 1
         return answers, time.perf_counter() - start - ((reader.capture_seconds or 0.0) - captured)

@@ -17,7 +17,7 @@ from cascli.models.runner import Runner
 from cascli.sampling.autoregressive import Sampler, Written
 
 
-class Wanted(NamedTuple):
+class ReadRequest(NamedTuple):
     """A request to read tokens of one text."""
 
     place: int
@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
         return self.ids.shape[0]
 
 
-class WantedDraft(NamedTuple):
+class DraftRequest(NamedTuple):
     """A request to read tokens of one text and to write after them: see `Runner.write`."""
 
     place: int
@@ -72,11 +72,11 @@ def check_room(
         RunError: there is not enough room; the message gives the batch size that fits.
     """
     free = available(device)
-    each, held = tokens * per_token + elsewhere // states.places, states.places * states.capacity * per_token
-    needed = states.places * each
+    per_text, held = tokens * per_token + elsewhere // states.places, states.places * states.capacity * per_token
+    needed = states.places * per_text
     if free is None or needed - held <= free:
         return
-    fits = (free + held) // each - (states.places - texts)
+    fits = (free + held) // per_text - (states.places - texts)
     raise RunError(
         f"a batch of {texts} does not fit: caches of {tokens} tokens each take {needed / 1e9:.1f} GB,"
         f" and {(free + held) / 1e9:.1f} GB are free.\n"
@@ -84,18 +84,18 @@ def check_room(
     )
 
 
-def in_parts(wanted: Sequence[Wanted], most: int | None) -> list[Sequence[Wanted]]:
+def in_parts(requests: Sequence[ReadRequest], most: int | None) -> list[Sequence[ReadRequest]]:
     """Split texts into as few groups as possible, in order, of at most `most` tokens each; one group if None."""
     if most is None:
-        return [wanted]
-    parts: list[list[Wanted]] = []
+        return [requests]
+    parts: list[list[ReadRequest]] = []
     room = 0
-    for each in wanted:
-        room -= each.ids.shape[0]
+    for request in requests:
+        room -= request.ids.shape[0]
         if room < 0 or not parts:
             parts.append([])
-            room = most - each.ids.shape[0]
-        parts[-1].append(each)
+            room = most - request.ids.shape[0]
+        parts[-1].append(request)
     return list(parts)
 
 
@@ -119,7 +119,7 @@ class Reader(ABC):
         return None
 
     @property
-    def unmade(self) -> int:
+    def unallocated(self) -> int:
         """Bytes of caches that were requested but are not allocated yet."""
         return 0
 
@@ -128,10 +128,10 @@ class Reader(ABC):
         """Whether blocks of n tokens are read together; others, mainly prompts, are read by the text's own runner."""
 
     @abstractmethod
-    def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+    def read(self, requests: Sequence[ReadRequest]) -> list[Tensor]:
         """Read for several texts; return the logits `[rows, vocab]` of each."""
 
-    def write(self, wanted: Sequence[WantedDraft]) -> list[Written]:
+    def write(self, requests: Sequence[DraftRequest]) -> list[Written]:
         """Let the model write for several texts, all with the same sampler."""
         raise NotImplementedError(f"{type(self).__name__} does not draw")
 
@@ -163,6 +163,6 @@ class OneByOne(Reader):
         del n
         return False
 
-    def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+    def read(self, requests: Sequence[ReadRequest]) -> list[Tensor]:
         """Read each text with its own runner."""
-        return [self.runners[each.place].forward(each.ids, each.rows) for each in wanted]
+        return [self.runners[request.place].forward(request.ids, request.rows) for request in requests]

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cascli.models.batch.cache import TextsCache
-from cascli.models.batch.reader import OneByOne, Reader, Wanted, check_room, in_parts
+from cascli.models.batch.reader import OneByOne, Reader, ReadRequest, check_room, in_parts
 from cascli.models.cache import States, rounded_up
 from cascli.models.calls import Calls
 from cascli.models.cpu.packed_linear import PackedLinear, can_pack
-from cascli.models.cpu.row_attention import MOST_ROWS, OfTexts, attends_by_rows
+from cascli.models.cpu.row_attention import MOST_ROWS, TextStates, attends_by_rows
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.memory import state_dtype, token_bytes
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
@@ -66,9 +66,9 @@ class RowReader(Reader):
         self._per_token = token_bytes(runner.model)
 
     @property
-    def unmade(self) -> int:
+    def unallocated(self) -> int:
         """Bytes of caches that were requested but are not allocated yet."""
-        return self._states[0].unmade * self._per_token
+        return self._states[0].unallocated * self._per_token
 
     def kept(self, place: int, start: int) -> list[tuple[Tensor, Tensor]]:
         """A copy of what the cache of a place's text holds, starting at token `start`."""
@@ -94,24 +94,24 @@ class RowReader(Reader):
         for each in self._states:
             each.reserve(tokens)
 
-    def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+    def read(self, requests: Sequence[ReadRequest]) -> list[Tensor]:
         """Read in one pass, or in as many as the processor's kernels need to keep rows bit-identical in any block."""
-        return [logits for part in in_parts(wanted, self._most) for logits in self._pass(part)]
+        return [logits for part in in_parts(requests, self._most) for logits in self._pass(part)]
 
-    def _pass(self, wanted: Sequence[Wanted]) -> list[Tensor]:
-        lengths = [self._caches[each.place].length for each in wanted]
+    def _pass(self, requests: Sequence[ReadRequest]) -> list[Tensor]:
+        lengths = [self._caches[request.place].length for request in requests]
         positions, last, rows = list[int](), list[int](), list[tuple[int, int]]()
-        for each, length in zip(wanted, lengths, strict=True):
-            n = each.ids.shape[0]
-            last += range(len(rows) + n - each.rows, len(rows) + n)
+        for request, length in zip(requests, lengths, strict=True):
+            n = request.ids.shape[0]
+            last += range(len(rows) + n - request.rows, len(rows) + n)
             positions += range(length, length + n)
-            rows += [(each.place, length + 1 + i) for i in range(n)]
+            rows += [(request.place, length + 1 + i) for i in range(n)]
         self._cache.begin(rows)
-        ids = torch.cat([each.ids for each in wanted])
+        ids = torch.cat([request.ids for request in requests])
         logits = self._runner.of_rows(ids, torch.tensor(positions), torch.tensor(last), self._cache)
-        for each in wanted:
-            self._caches[each.place].advance(each.ids.shape[0])
-        return list(logits.split([each.rows for each in wanted]))
+        for request in requests:
+            self._caches[request.place].advance(request.ids.shape[0])
+        return list(logits.split([request.rows for request in requests]))
 
 
 class _TextsCache(TextsCache):
@@ -123,10 +123,10 @@ class _TextsCache(TextsCache):
         self.longest = max(end for _, end in rows)
         self.places, self.positions = torch.tensor([(place, end - 1) for place, end in rows]).unbind(1)
 
-    def seen(self, states: Tensor, window: int | None) -> OfTexts:
+    def seen(self, states: Tensor, window: int | None) -> TextStates:
         """The states with what each row may attend to; the attention function applies the window."""
         del window
-        return OfTexts(states, self.rows)
+        return TextStates(states, self.rows)
 
 
 @cache

@@ -49,8 +49,8 @@ def store_for(folder: Path | None, dtype: str, cut: str = "") -> PackedStore | N
     """
     if folder is None or not PackedStore.keeps(dtype):
         return None
-    there = check_int8() is OneDnnWeights if dtype == "int8" else can_pack(working_dtype(dtype))
-    return PackedStore(folder, dtype, cut) if there else None
+    storable = check_int8() is OneDnnWeights if dtype == "int8" else can_pack(working_dtype(dtype))
+    return PackedStore(folder, dtype, cut) if storable else None
 
 
 def fit(
@@ -76,7 +76,7 @@ def fit(
         check_int8()
     work = working_dtype(dtype)
     packs = dtype == "int8" or can_pack(work)
-    read, done = read or _own(model), done or _unseen
+    read, done = read or _reader_of(model), done or _ignore
     if packs:
         make = Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model))
         _switch(model, make, read, store, done)
@@ -106,12 +106,12 @@ class _Packer:
         return PackedLinear(self._buffer[: weight.numel()].view(weight.shape).copy_(weight), bias)
 
 
-def _own(model: nn.Module) -> Read:
+def _reader_of(model: nn.Module) -> Read:
     """Read from the model itself, so a value is freed once its layer drops it."""
     return lambda name: model.get_parameter(name).detach()
 
 
-def _unseen(name: str, weights: int) -> None:
+def _ignore(name: str, weights: int) -> None:
     """The default for `done`."""
     del name, weights
 
@@ -128,14 +128,14 @@ def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None,
 
 def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedStore | None) -> nn.Module:
     """The packed form of one layer, from the store if it is there."""
-    turned = type(layer) is Conv1D  # GPT-2's, whose weights are transposed
+    transposed = type(layer) is Conv1D  # GPT-2's, whose weights are transposed
     stored, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
     if store is not None:
-        packed = store.restore(name, (stored.T if turned else stored).shape, bias is not None)
+        packed = store.restore(name, (stored.T if transposed else stored).shape, bias is not None)
         if packed is not None:
             return packed
     weight = read(f"{name}.weight")
-    return make(weight.T if turned else weight, None if bias is None else read(f"{name}.bias"))
+    return make(weight.T if transposed else weight, None if bias is None else read(f"{name}.bias"))
 
 
 def _fill(model: nn.Module, work: torch.dtype, read: Read, done: Done) -> None:

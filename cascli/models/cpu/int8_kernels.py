@@ -31,7 +31,7 @@ class Int8Weights(Protocol):
         """Pack int8 levels `[out, in]` with float32 scales `[out]`."""
 
     @classmethod
-    def is_there(cls) -> bool:
+    def is_available(cls) -> bool:
         """Whether this build of torch has the kernel."""
 
     def product(self, digits: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class OneDnnWeights:
         return torch.ops.onednn.qlinear_prepack(levels, [_ROWS_HINT, levels.shape[1]])
 
     @classmethod
-    def is_there(cls) -> bool:
+    def is_available(cls) -> bool:
         """Whether torch was built with oneDNN."""
         return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
@@ -98,7 +98,7 @@ class FbgemmWeights:
         return cls(packed, (levels.shape[0], levels.shape[1]))
 
     @classmethod
-    def is_there(cls) -> bool:
+    def is_available(cls) -> bool:
         """Whether torch was built with FBGEMM, and uses it for quantisation."""
         operations = hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
         engine = torch.backends.quantized.engine in ("x86", "fbgemm")
@@ -116,7 +116,7 @@ KERNELS: tuple[type[Int8Weights], ...] = (OneDnnWeights, FbgemmWeights)
 @cache
 def int8_kernel() -> type[Int8Weights] | None:
     """The kernel for this processor: the first that is available and exact."""
-    return next((kernel for kernel in KERNELS if kernel.is_there() and is_exact(kernel)), None)
+    return next((kernel for kernel in KERNELS if kernel.is_available() and is_exact(kernel)), None)
 
 
 def is_exact(kernel: type[Int8Weights]) -> bool:

@@ -54,7 +54,7 @@ Make = Callable[[int, Tensor, tuple[int, int], torch.dtype], Tensor]
 def _maker() -> Make | None:
     """torch's own function, if this build has it and it works."""
     try:
-        make = _found()
+        make = _make_from_c_interface()
         small = torch.ops.mkldnn._reorder_linear_weight(torch.arange(32.0).view(4, 8), 2)
         again = make(torch.ops.mkldnn.data_ptr(small), layout_of(small), (4, 8), torch.float32)
         return make if torch.equal(again.to_dense(), small.to_dense()) else None
@@ -62,7 +62,7 @@ def _maker() -> Make | None:
         return None
 
 
-def _found() -> Make:
+def _make_from_c_interface() -> Make:
     """The function in torch's C interface.
 
     Raises:
@@ -73,13 +73,13 @@ def _found() -> Make:
     create, opaque = library.aoti_torch_create_tensor_from_blob_v2, library.aoti_torch_layout__mkldnn()
     device = library.aoti_torch_device_type_cpu()
     dtypes = {torch.float32: library.aoti_torch_dtype_float32(), torch.int8: library.aoti_torch_dtype_int8()}
-    take = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr
+    steal_tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     numbers = ctypes.c_int64 * 2
 
     def make(address: int, layout: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        made, md = ctypes.c_void_p(), layout.numpy().tobytes()
+        handle, md = ctypes.c_void_p(), layout.numpy().tobytes()
         failed = create(
             ctypes.c_void_p(address),
             ctypes.c_int64(2),
@@ -89,14 +89,14 @@ def _found() -> Make:
             dtypes[dtype],
             device,
             0,
-            ctypes.byref(made),
+            ctypes.byref(handle),
             opaque,
             md,
             ctypes.c_int64(len(md)),
         )
         if failed:
             raise RuntimeError("torch cannot make a packed tensor of these bytes")
-        return take(capsule(made.value, None, None))
+        return steal_tensor(capsule(handle.value, None, None))
 
     return make
 

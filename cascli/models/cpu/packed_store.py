@@ -61,7 +61,7 @@ class PackedStore:
         return dtype in PACKED
 
     @property
-    def is_there(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether layers can be taken from the file, as far as is known."""
         return self._file is not None and not self._outdated
 
@@ -70,16 +70,16 @@ class PackedStore:
         with contextlib.suppress(OSError, SafetensorError, ValueError, KeyError):
             # Entered and never exited: the mapping is released together with the last layer that uses it.
             file = safe_open(self.path, framework="pt").__enter__()
-            told = file.metadata()
-            if told:
-                if told["layouts"] != _digest({name: file.get_tensor(name) for name in _layouts(file.keys())}):
+            metadata = file.metadata()
+            if metadata:
+                if metadata["layouts"] != _digest({name: file.get_tensor(name) for name in _layouts(file.keys())}):
                     return
-                self._shapes = json.loads(told["shapes"])
+                self._shapes = json.loads(metadata["shapes"])
             self._file = file
 
     def restore(self, name: str, shape: torch.Size, has_bias: bool) -> Int8Linear | PackedLinear | None:
         """A layer of weights `[out, in]`; None if it is missing or was packed for other kernels."""
-        restored = self._restore(name, shape, has_bias) if self.is_there else None
+        restored = self._restore(name, shape, has_bias) if self.is_usable else None
         self._outdated = restored is None
         return restored
 
@@ -188,9 +188,9 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], told: dict[str, str]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file tensor by tensor: the library's own writer would hold a second copy of all tensors."""
-    header: dict[str, Any] = {"__metadata__": told}
+    header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes

@@ -23,7 +23,7 @@ MOST_ROWS = 15
 """Longer blocks are treated as prompts; oneDNN in older torch uses another kernel for 16 or more rows."""
 
 
-class OfTexts(NamedTuple):
+class TextStates(NamedTuple):
     """Keys or values of several texts, `[places, kv_heads, capacity, d]`, and what each row of a block attends to."""
 
     states: Tensor
@@ -40,8 +40,8 @@ class OfTexts(NamedTuple):
 def row_attention(
     module: nn.Module,
     query: Tensor,
-    key: Tensor | OfTexts,
-    value: Tensor | OfTexts,
+    key: Tensor | TextStates,
+    value: Tensor | TextStates,
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
@@ -53,11 +53,11 @@ def row_attention(
 
     Causal unless the module declares that it is not; then every query attends to all states. A `position_bias`
     `[1, heads, n, L]` is added to the scores. Longer blocks (prompts) go to torch's own kernel with the mask from
-    `row_mask`. Rows of several texts (`OfTexts`) each attend over their own text.
+    `row_mask`. Rows of several texts (`TextStates`) each attend over their own text.
     """
     n = query.shape[2]
-    if isinstance(key, OfTexts) or isinstance(value, OfTexts):
-        return _of_texts(query, cast(OfTexts, key), cast(OfTexts, value), sliding_window, scaling), None
+    if isinstance(key, TextStates) or isinstance(value, TextStates):
+        return _attend_texts(query, cast(TextStates, key), cast(TextStates, value), sliding_window, scaling), None
     length = key.shape[2]
     if n > MOST_ROWS or query.shape[0] != 1:
         if sliding_window is not None:
@@ -72,18 +72,22 @@ def row_attention(
         start = 0 if sliding_window is None else max(0, end - sliding_window)
         # Copied, so that a row's bias has the same memory layout as in a step of one token.
         bias = None if position_bias is None else position_bias[:, :, i : i + 1, start:end].contiguous()
-        rows.append(_one(query[:, :, i], key[:, :, start:end], value[:, :, start:end], scaling, bias))
+        rows.append(_attend_token(query[:, :, i], key[:, :, start:end], value[:, :, start:end], scaling, bias))
     return torch.stack(rows, dim=1), None
 
 
-def _of_texts(query: Tensor, key: OfTexts, value: OfTexts, window: int | None, scaling: float | None) -> Tensor:
+def _attend_texts(
+    query: Tensor, key: TextStates, value: TextStates, window: int | None, scaling: float | None
+) -> Tensor:
     """Each row's attention over its own text, `[1, n, heads, d]`."""
     rows = range(query.shape[2])
-    each = [_one(query[:, :, i], key.seen(i, window), value.seen(i, window), scaling) for i in rows]
-    return torch.stack(each, dim=1)
+    outputs = [_attend_token(query[:, :, i], key.seen(i, window), value.seen(i, window), scaling) for i in rows]
+    return torch.stack(outputs, dim=1)
 
 
-def _one(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, bias: Tensor | None = None) -> Tensor:
+def _attend_token(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, bias: Tensor | None = None
+) -> Tensor:
     """One token's attention `[1, heads, d]`; the heads that share a key are rows of one product."""
     _, heads, width = query.shape
     shared = key.shape[1]
@@ -103,7 +107,7 @@ def use_row_attention(model: PreTrainedModel) -> bool:
     Models whose attention does more (soft-capping, attention sinks, biases) keep their own.
     """
     keep_caps(model)
-    if not attends_plainly(model) or not _says_its_windows(model):
+    if not attends_plainly(model) or not _passes_windows(model):
         return False
     AttentionInterface.register(NAME, row_attention)
     AttentionMaskInterface.register(NAME, row_mask)
@@ -135,7 +139,7 @@ def attends_plainly(model: PreTrainedModel) -> bool:
     return model.config.get_text_config()._attn_implementation in ("sdpa", NAME)
 
 
-def _says_its_windows(model: PreTrainedModel) -> bool:
+def _passes_windows(model: PreTrainedModel) -> bool:
     """Whether sliding-window layers, if there are any, pass their window to the attention function."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
     attentions = [each for name, each in model.named_modules() if name.endswith(("attn", "attention"))]

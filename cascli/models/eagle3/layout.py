@@ -116,8 +116,8 @@ def _layout(values: Mapping[str, Any], target: PreTrainedConfig, file: Path) -> 
     if width != target.hidden_size:
         raise _Unfit(f"it was made for a target of width {width:,}, but this one's is {target.hidden_size:,}")
     if layer.vocab_size != target.vocab_size:
-        made_for, there = layer.vocab_size, target.vocab_size
-        raise _Unfit(f"it was made for a target of {made_for:,} token ids, but this one has {there:,}")
+        made_for, actual = layer.vocab_size, target.vocab_size
+        raise _Unfit(f"it was made for a target of {made_for:,} token ids, but this one has {actual:,}")
     draft_vocab = _count(values, "draft_vocab_size", layer.vocab_size)
     if draft_vocab > layer.vocab_size:
         raise _Unfit(f"draft_vocab_size {draft_vocab:,} is more than the target's {layer.vocab_size:,} token ids")
@@ -156,11 +156,11 @@ def _check_layer(layer: PreTrainedConfig) -> None:
 
 def _angles(layer: PreTrainedConfig) -> Angles:
     with torch.device("cpu"):
-        made = LlamaRotaryEmbedding(layer)
-    frequencies = made.inv_freq.double()
+        rotary = LlamaRotaryEmbedding(layer)
+    frequencies = rotary.inv_freq.double()
     if 2 * frequencies.numel() != layer.head_dim:
         raise _Unfit("its position encoding rotates only part of each head's width, which is not supported")
-    return Angles(frequencies, float(made.attention_scaling))
+    return Angles(frequencies, float(rotary.attention_scaling))
 
 
 def _flag(values: Mapping[str, Any], name: str) -> bool:
@@ -185,16 +185,16 @@ def _taps(values: Mapping[str, Any], depth: int) -> tuple[int, ...]:
     Ascending whatever the order in the config: as they come out of the target, in training and in vLLM.
     """
     name = "eagle_aux_hidden_state_layer_ids"
-    more = values.get("eagle_config")
-    nested = more if isinstance(more, Mapping) else {}
+    eagle_config = values.get("eagle_config")
+    nested = eagle_config if isinstance(eagle_config, Mapping) else {}
     if nested.get("use_aux_hidden_state") is False:
         raise _Unfit(
             "it uses the target's last hidden state only (use_aux_hidden_state: false), which is not supported"
         )
     given = values.get(name, nested.get(name))
     taps = [2, depth // 2, depth - 3] if given is None else given
-    number = isinstance(taps, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in taps)
-    if not number or not taps or len(set(taps)) < len(taps) or min(taps) < 1 or max(taps) > depth:
+    are_ints = isinstance(taps, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in taps)
+    if not are_ints or not taps or len(set(taps)) < len(taps) or min(taps) < 1 or max(taps) > depth:
         what = (
             f"the default of {name}, {taps}, does not suit"
             if given is None

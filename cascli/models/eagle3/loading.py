@@ -17,16 +17,16 @@ from cascli.models.placement import BYTES, choose_dtype
 from cascli.models.size import LARGE
 from cascli.models.stages import Work
 
-LOOKED_INTO = "its hidden states go to an EAGLE-3 head, and a captured step exposes none"
+TAPPED_IS_EAGER = "its hidden states go to an EAGLE-3 head, and a captured step exposes none"
 HEAD_IS_EAGER = "an EAGLE-3 head's steps are not captured"
 
 
 def precision_of(
-    draft: DraftConfig, layout: Layout, asked: str | None, default: str | None, device: torch.device
+    draft: DraftConfig, layout: Layout, override: str | None, default: str | None, device: torch.device
 ) -> str:
     """The precision of a head: from a flag, else its entry in the pair file, else that of a draft model of its size."""
-    wanted = asked or (draft.dtype if draft.dtype != "auto" else default or "auto")
-    return choose_dtype(wanted, device, may_round=weights_of_head(layout) >= LARGE)
+    requested = override or (draft.dtype if draft.dtype != "auto" else default or "auto")
+    return choose_dtype(requested, device, may_round=weights_of_head(layout) >= LARGE)
 
 
 def work_of(layout: Layout, dtype: str) -> Work:
@@ -61,9 +61,9 @@ def load_head(
         RunError: the head is damaged.
         ConfigError: the head has no embedding of its own, and its width is not its target's.
     """
-    looked_into = target.runner
-    if not isinstance(looked_into, TappedRunner):
-        raise TypeError(f"a head cannot read the hidden states of a {type(looked_into).__name__}")
+    target_runner = target.runner
+    if not isinstance(target_runner, TappedRunner):
+        raise TypeError(f"a head cannot read the hidden states of a {type(target_runner).__name__}")
     with draft.located():
         head = read_head(folder, layout, dtype, target.device, done)
         if head.embed_tokens is None and layout.target_width != layout.layer.hidden_size:
@@ -72,7 +72,7 @@ def load_head(
                 f" from its target's, {layout.target_width:,}"
             )
     # Its own table, or the target's, which may be on another device than the ids.
-    embed: Embed = head.embed_tokens or looked_into.embed
-    runner = Eagle3Runner(head, vocab, target.device, embed, looked_into)
+    embed: Embed = head.embed_tokens or target_runner.embed
+    runner = Eagle3Runner(head, vocab, target.device, embed, target_runner)
     why = HEAD_IS_EAGER if target.device.type == "cuda" else None
     return LoadedModel(head, runner, name, dtype, target.device, layout.rows, why, is_head=True)

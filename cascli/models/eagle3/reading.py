@@ -50,9 +50,9 @@ def read_head(folder: Path, layout: Layout, dtype: str, device: torch.device, do
         head = _empty(layout, own_embedding=_EMBEDDING in files)
         if layout.embed_requires_grad and head.embed_tokens is None:
             raise RunError(f"{folder}: its embedding was trained (embed_requires_grad), and '{_EMBEDDING}' is missing.")
-        wanted = {name: [*value.shape] for name, value in head.state_dict().items()}
-        _check(folder, wanted, files)
-        state = {name: _floats(files[name], name) for name in wanted}
+        expected = {name: [*value.shape] for name, value in head.state_dict().items()}
+        _check(folder, expected, files)
+        state = {name: _floats(files[name], name) for name in expected}
         ids = _ids(folder, layout, files)
         order = ids.argsort()
         state["lm_head.weight"] = state["lm_head.weight"][order]
@@ -75,49 +75,51 @@ def _files(folder: Path) -> _Files:
     Raises:
         RunError: there are no safetensors.
     """
-    found = files_of(folder)
-    if found is None:
+    files = files_of(folder)
+    if files is None:
         pickled = next(iter(sorted(folder.glob("*.bin"))), None)
         why = f"{pickled.name} is a pickle, which can run code" if pickled else "there is no model.safetensors"
         raise RunError(f"{folder}: {why}.\nConvert the head with 'speculators convert', which writes safetensors.")
-    return {name.replace(_OLD, _NEW, 1) if name.startswith(_OLD) else name: (at, name) for name, at in found.items()}
+    return {
+        name.replace(_OLD, _NEW, 1) if name.startswith(_OLD) else name: (file, name) for name, file in files.items()
+    }
 
 
-def _check(folder: Path, wanted: Mapping[str, list[int]], files: _Files) -> None:
+def _check(folder: Path, expected: Mapping[str, list[int]], files: _Files) -> None:
     """Compare names and shapes, from the files' headers alone."""
-    missing = sorted(wanted.keys() - files.keys())
+    missing = sorted(expected.keys() - files.keys())
     if missing:
         raise RunError(f"{folder}: '{missing[0]}' is missing{_and_more(missing)}.")
-    unknown = sorted(files.keys() - wanted.keys() - {*_MAPS, *_UNUSED})
+    unknown = sorted(files.keys() - expected.keys() - {*_MAPS, *_UNUSED})
     if unknown:
         raise RunError(
             f"{folder}: '{unknown[0]}'{_and_more(unknown)} is not part of the head that its config describes."
         )
-    for name, shape in wanted.items():
-        there = _shape(files[name])
-        if there != shape:
-            raise RunError(f"{folder}: '{name}' has shape {there}, but its config and its target require {shape}.")
+    for name, shape in expected.items():
+        actual = _shape(files[name])
+        if actual != shape:
+            raise RunError(f"{folder}: '{name}' has shape {actual}, but its config and its target require {shape}.")
 
 
 def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _shape(at: tuple[Path, str]) -> list[int]:
-    with safe_open(at[0], framework="pt") as file:
-        return [*file.get_slice(at[1]).get_shape()]
+def _shape(location: tuple[Path, str]) -> list[int]:
+    with safe_open(location[0], framework="pt") as file:
+        return [*file.get_slice(location[1]).get_shape()]
 
 
-def _tensor(at: tuple[Path, str]) -> Tensor:
-    with safe_open(at[0], framework="pt") as file:
-        tensor: Tensor = file.get_tensor(at[1])
+def _tensor(location: tuple[Path, str]) -> Tensor:
+    with safe_open(location[0], framework="pt") as file:
+        tensor: Tensor = file.get_tensor(location[1])
         return tensor
 
 
-def _floats(at: tuple[Path, str], name: str) -> Tensor:
-    value = _tensor(at)
+def _floats(location: tuple[Path, str], name: str) -> Tensor:
+    value = _tensor(location)
     if value.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise RunError(f"{at[0]}: '{name}' is of {value.dtype}; weights must be floating-point.")
+        raise RunError(f"{location[0]}: '{name}' is of {value.dtype}; weights must be floating-point.")
     return value
 
 
@@ -128,7 +130,7 @@ def _ids(folder: Path, layout: Layout, files: _Files) -> Tensor:
         if layout.draft_vocab < layout.rows:
             raise RunError(f"{folder}: 'd2t' is missing, which maps its {layout.draft_vocab:,} rows to tokens.")
         return places
-    offsets = _whole(folder, "d2t", [layout.draft_vocab], files)
+    offsets = _vector(folder, "d2t", [layout.draft_vocab], files)
     ids = places + offsets.long()
     outside = ids[(ids < 0) | (ids >= layout.rows)]
     if outside.numel():
@@ -136,17 +138,17 @@ def _ids(folder: Path, layout: Layout, files: _Files) -> Tensor:
     if ids.unique().numel() < ids.numel():
         raise RunError(f"{folder}: 'd2t' maps to one token twice.")
     if "t2d" in files:
-        said = _whole(folder, "t2d", [layout.rows], files).bool().nonzero().flatten()
-        if not torch.equal(said, ids.sort().values):
+        marked = _vector(folder, "t2d", [layout.rows], files).bool().nonzero().flatten()
+        if not torch.equal(marked, ids.sort().values):
             raise RunError(f"{folder}: 'd2t' and 't2d' name different tokens.")
     return ids
 
 
-def _whole(folder: Path, name: str, shape: list[int], files: _Files) -> Tensor:
+def _vector(folder: Path, name: str, shape: list[int], files: _Files) -> Tensor:
     """Read a vector of integers or booleans."""
-    there = _shape(files[name])
-    if there != shape:
-        raise RunError(f"{folder}: '{name}' has shape {there}, but its config and its target require {shape}.")
+    actual = _shape(files[name])
+    if actual != shape:
+        raise RunError(f"{folder}: '{name}' has shape {actual}, but its config and its target require {shape}.")
     value = _tensor(files[name])
     if value.dtype not in (*_INTEGERS, torch.bool):
         raise RunError(f"{folder}: '{name}' is of {value.dtype}; expected whole numbers.")

@@ -58,7 +58,7 @@ class TappedRunner(EagerRunner):
         with tapped(self.model, self._after) as hidden:
             logits = super().forward(ids, rows)
         states = torch.cat([hidden[n].to(self.device) for n in self._after], dim=-1)
-        self._have_room(self.length, states)
+        self._reserve(self.length, states)
         self._states[before : self.length] = states
         return logits
 
@@ -71,20 +71,20 @@ class TappedRunner(EagerRunner):
         """Hidden states of tokens that were read, `[end - start, taps x width]`."""
         return self._states[start:end]
 
-    def _have_room(self, length: int, like: Tensor) -> None:
+    def _reserve(self, length: int, like: Tensor) -> None:
         """Grow by doubling, so that existing states are rarely copied."""
-        held = self._states.shape[0]
-        if length > held:
-            grown = like.new_zeros(max(rounded_up(length), 2 * held), like.shape[-1])
-            if held:
-                grown[:held] = self._states
+        capacity = self._states.shape[0]
+        if length > capacity:
+            grown = like.new_zeros(max(rounded_up(length), 2 * capacity), like.shape[-1])
+            if capacity:
+                grown[:capacity] = self._states
             self._states = grown
 
     @torch.inference_mode()
     def fill_cache(self, length: int) -> None:
         """Fill the cache with a constant, and the states with zeros, up to `length` tokens."""
         super().fill_cache(length)
-        self._have_room(length, self._states)
+        self._reserve(length, self._states)
 
 
 class Eagle3Runner(Runner):
@@ -185,10 +185,10 @@ class Eagle3Runner(Runner):
     def _logits(self, steps: Sequence[Step], rows: int) -> Tensor:
         normed = [step.normed for step in steps]
         known = sum(each.shape[0] for each in normed)
-        found = [self.head.lm_head(torch.cat(normed)[-rows:])] if known else []
+        logits = [self.head.lm_head(torch.cat(normed)[-rows:])] if known else []
         if known < rows:  # after a text's first token
-            found.insert(0, self._flat())
-        return torch.cat(found)[:, : self.vocab]
+            logits.insert(0, self._flat())
+        return torch.cat(logits)[:, : self.vocab]
 
     def _flat(self) -> Tensor:
         head = self.head.lm_head

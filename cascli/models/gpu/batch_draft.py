@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from cascli.models.batch.reader import WantedDraft
+from cascli.models.batch.reader import DraftRequest
 from cascli.models.calls import Write
 from cascli.sampling.autoregressive import Drawn, Sampler, Written
 
@@ -57,9 +57,9 @@ class Drafted(NamedTuple):
     max_logit: list[Tensor]
     """`[L]` each."""
 
-    def of(self, i: int, wanted: WantedDraft) -> Written:
+    def of(self, i: int, request: DraftRequest) -> Written:
         """The draft that the i-th sequence requested, copied to its own memory."""
-        drawn, steps = wanted.write.drawn, wanted.write.steps
+        drawn, steps = request.write.drawn, request.write.steps
         tokens, probs, *base, largest = (torch.stack([each[i] for each in column[:steps]]) for column in self if column)
         return Written(tokens[:drawn], probs, base[0] if base else probs, largest.abs().amax())
 
@@ -83,14 +83,14 @@ def draft(
 
 
 def inputs(
-    spare: int, shape: Shape, wanted: Sequence[WantedDraft], lengths: Sequence[int], device: torch.device
+    spare: int, shape: Shape, requests: Sequence[DraftRequest], lengths: Sequence[int], device: torch.device
 ) -> list[Tensor]:
     """Build the tensor arguments of `draft`.
 
     Args:
         spare: the place that belongs to no sequence.
-        shape: large enough for all of `wanted`.
-        wanted: the drafts, one per sequence.
+        shape: large enough for all of `requests`.
+        requests: the drafts, one per sequence.
         lengths: lengths of these sequences.
         device: device of the results.
 
@@ -99,21 +99,21 @@ def inputs(
         each sequence, by the row of its last id, its place, the position of its first drafted token, its number of
         passes, and the index of its uniform in each pass.
     """
-    nobody = shape.texts * shape.steps  # index of the uniform for draws that are not wanted
+    unused = shape.texts * shape.steps  # index of the uniform for draws that are not wanted
     rows, texts, drawn = [], [], 0
-    for each, length in zip(wanted, lengths, strict=True):
-        unread, n, _ = each.write
-        rows += [(each.place, length + i) for i in range(unread)]
-        draws = [drawn + i if i < n else nobody for i in range(shape.steps)]
-        texts.append((len(rows) - 1, each.place, length + unread, each.write.steps, *draws))
+    for request, length in zip(requests, lengths, strict=True):
+        unread, n, _ = request.write
+        rows += [(request.place, length + i) for i in range(unread)]
+        draws = [drawn + i if i < n else unused for i in range(shape.steps)]
+        texts.append((len(rows) - 1, request.place, length + unread, request.write.steps, *draws))
         drawn += n
     more = shape.texts * shape.unread - len(rows)
     rows += [(spare, 0)] * more
-    texts += [(0, spare, 0, 0, *[nobody] * shape.steps)] * (shape.texts - len(wanted))
+    texts += [(0, spare, 0, 0, *[unused] * shape.steps)] * (shape.texts - len(requests))
     ids = torch.zeros(more, dtype=torch.long, device=device)
-    u = torch.zeros(nobody + 1 - drawn, dtype=torch.float64, device=device)
+    u = torch.zeros(unused + 1 - drawn, dtype=torch.float64, device=device)
     numbers = on_device([*zip(*rows, strict=True), *zip(*texts, strict=True)], device)
-    return [torch.cat([*(each.ids for each in wanted), ids]), torch.cat([*(each.u for each in wanted), u]), numbers]
+    return [torch.cat([*(each.ids for each in requests), ids]), torch.cat([*(each.u for each in requests), u]), numbers]
 
 
 def on_device(columns: Iterable[Sequence[int]], device: torch.device) -> Tensor:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from cascli.models.batch.cache import TextsCache
-from cascli.models.batch.reader import OneByOne, Reader, Wanted, WantedDraft, check_room, in_parts
+from cascli.models.batch.reader import DraftRequest, OneByOne, Reader, ReadRequest, check_room, in_parts
 from cascli.models.cache import RewindCache, States, rounded_up
 from cascli.models.calls import Calls
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.gpu.batch_draft import Drafted, Shape, draft, inputs, on_device
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import LONGEST, PREFILL, GraphRunner
-from cascli.models.gpu.texts_attention import OfTexts
+from cascli.models.gpu.texts_attention import TextStates
 from cascli.models.memory import token_bytes
 from cascli.sampling.autoregressive import Sampler, Written
 
@@ -34,7 +34,7 @@ _PROMPT = 512
 
 Without a graph, a prompt of a few tokens takes as long as one of a few hundred, which is as long as several rounds.
 """
-_KEPT = 128
+_LOGIT_ROWS = 128
 """Rows of logits that a pass computes, unless more are wanted; a prompt's rows mostly need none."""
 
 
@@ -46,7 +46,7 @@ def bucket_of(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def buckets_upto(rows: int) -> list[int]:
+def buckets_up_to(rows: int) -> list[int]:
     """All buckets that passes of up to `rows` rows may need, largest first, which shares memory best."""
     return sorted({bucket_of(each) for each in range(1, rows + 1)}, reverse=True)
 
@@ -58,9 +58,9 @@ def graph_reader(runner: GraphRunner, places: int) -> Reader:
     return GraphReader(runner, places)
 
 
-def _kept(rows: int, wanted: int) -> int:
+def _logit_rows(rows: int, needed: int) -> int:
     """Number of rows of logits that a pass computes."""
-    return min(rows, max(bucket_of(wanted), _KEPT))
+    return min(rows, max(bucket_of(needed), _LOGIT_ROWS))
 
 
 class TextRunner(EagerRunner):
@@ -79,9 +79,9 @@ class _TextsCache(TextsCache):
 
     longest = 1
 
-    def seen(self, states: Tensor, window: int | None) -> OfTexts:
+    def seen(self, states: Tensor, window: int | None) -> TextStates:
         """The states, together with the rows' places and positions."""
-        return OfTexts(states, self.places, self.positions, window or 0)
+        return TextStates(states, self.places, self.positions, window or 0)
 
 
 class GraphReader(Reader):
@@ -127,15 +127,15 @@ class GraphReader(Reader):
         self.runners[place].reset()
         self._reserve(prompt + answer)
         texts = self._spare
-        for rows in buckets_upto(texts * max((n for n, _ in calls.reads if n <= LONGEST), default=0)):
+        for rows in buckets_up_to(texts * max((n for n, _ in calls.reads if n <= LONGEST), default=0)):
             if rows not in self._rows:
                 self._rows.add(rows)
-                self._graphs.capture("read", self._read, *self._filling(rows))
+                self._graphs.capture("read", self._read, *self._padding(rows))
         writes = [each for each in calls.writes if each.unread <= LONGEST]
         if sampler is not None and writes:
-            self._foresee(sampler, [Shape.around(each, writes) for each in buckets_upto(texts)])
+            self._capture_drafts(sampler, [Shape.around(each, writes) for each in buckets_up_to(texts)])
 
-    def _foresee(self, sampler: Sampler, shapes: Sequence[Shape]) -> None:
+    def _capture_drafts(self, sampler: Sampler, shapes: Sequence[Shape]) -> None:
         known = self._drafts.setdefault(sampler, set())
         for shape in shapes:
             if shape not in known:
@@ -144,49 +144,52 @@ class GraphReader(Reader):
                 self._graphs.capture((shape, sampler), self._draft(shape, sampler), *given)
 
     @torch.inference_mode()
-    def read(self, wanted: Sequence[Wanted]) -> list[Tensor]:
+    def read(self, requests: Sequence[ReadRequest]) -> list[Tensor]:
         """Read in one pass for all, captured on first use unless `prepare` did; prompts may take several passes."""
-        most = _PROMPT if any(each.tokens > LONGEST for each in wanted) else None
-        return [logits for part in in_parts(wanted, most) for logits in self._pass(part)]
+        most = _PROMPT if any(each.tokens > LONGEST for each in requests) else None
+        return [logits for part in in_parts(requests, most) for logits in self._pass(part)]
 
-    def _pass(self, wanted: Sequence[Wanted]) -> list[Tensor]:
-        lengths = self._lengths(wanted)
-        stand, kept = list[tuple[int, int]](), list[int]()
-        for each, length in zip(wanted, lengths, strict=True):
-            stand += [(each.place, length + i) for i in range(each.tokens)]
-            kept += range(len(stand) - each.rows, len(stand))
-        rows, n = bucket_of(len(stand)), len(kept)
-        ids = torch.cat([*(each.ids for each in wanted), wanted[0].ids.new_zeros(rows - len(stand))]).to(self._device)
-        table = self._table([*stand, *[(self._spare, 0)] * (rows - len(stand))], [*kept, *[0] * (_kept(rows, n) - n)])
+    def _pass(self, requests: Sequence[ReadRequest]) -> list[Tensor]:
+        lengths = self._lengths(requests)
+        slots, kept = list[tuple[int, int]](), list[int]()
+        for request, length in zip(requests, lengths, strict=True):
+            slots += [(request.place, length + i) for i in range(request.tokens)]
+            kept += range(len(slots) - request.rows, len(slots))
+        rows, n = bucket_of(len(slots)), len(kept)
+        padding = requests[0].ids.new_zeros(rows - len(slots))
+        ids = torch.cat([*(each.ids for each in requests), padding]).to(self._device)
+        table = self._table(
+            [*slots, *[(self._spare, 0)] * (rows - len(slots))], [*kept, *[0] * (_logit_rows(rows, n) - n)]
+        )
         # Capturing runs the pass to warm up, which writes the same states as the pass itself.
         self._graphs.capture("read", self._read, ids, table)
         # A copy, because some sequences keep their logits while others read on.
         logits = self._graphs.run("read", self._read, ids, table)[:n].clone()
-        self._advance(wanted)
-        return list(logits.split([each.rows for each in wanted]))
+        self._advance(requests)
+        return list(logits.split([each.rows for each in requests]))
 
     @torch.inference_mode()
-    def write(self, wanted: Sequence[WantedDraft]) -> list[Written]:
+    def write(self, requests: Sequence[DraftRequest]) -> list[Written]:
         """Draft for all in one replay with the passes of the longest draft; captured on first use unless prepared."""
-        lengths, sampler = self._lengths(wanted), wanted[0].sampler
-        needed = Shape.around(bucket_of(len(wanted)), [each.write for each in wanted])
+        lengths, sampler = self._lengths(requests), requests[0].sampler
+        needed = Shape.around(bucket_of(len(requests)), [each.write for each in requests])
         fitting = [each for each in self._drafts.get(sampler, ()) if each.holds(needed)]
         shape = min(fitting, key=lambda each: each.rows, default=needed)
-        given = inputs(self._spare, shape, wanted, lengths, self._device)
+        given = inputs(self._spare, shape, requests, lengths, self._device)
         self._graphs.capture((shape, sampler), self._draft(shape, sampler), *given)
         drafted = self._graphs.run((shape, sampler), self._draft(shape, sampler), *given)
-        self._advance(wanted)
-        return [drafted.of(i, each) for i, each in enumerate(wanted)]
+        self._advance(requests)
+        return [drafted.of(i, each) for i, each in enumerate(requests)]
 
-    def _lengths(self, wanted: Sequence[Wanted | WantedDraft]) -> list[int]:
+    def _lengths(self, requests: Sequence[ReadRequest | DraftRequest]) -> list[int]:
         """Lengths of the sequences, after making room for their new tokens."""
-        lengths = [self._caches[each.place].length for each in wanted]
-        self._reserve(max(length + each.tokens for each, length in zip(wanted, lengths, strict=True)))
+        lengths = [self._caches[each.place].length for each in requests]
+        self._reserve(max(length + each.tokens for each, length in zip(requests, lengths, strict=True)))
         return lengths
 
-    def _advance(self, wanted: Sequence[Wanted | WantedDraft]) -> None:
-        for each in wanted:
-            self._caches[each.place].advance(each.tokens)
+    def _advance(self, requests: Sequence[ReadRequest | DraftRequest]) -> None:
+        for request in requests:
+            self._caches[request.place].advance(request.tokens)
 
     def _reserve(self, length: int) -> None:
         """Make room for sequences of `length` tokens; if that moves the buffers, all graphs are dropped."""
@@ -196,18 +199,18 @@ class GraphReader(Reader):
             for each in self._states:
                 each.reserve(tokens)
         if not self._states[0].capacity:  # the first states allocate the buffers, which must not belong to a graph
-            self._read(*self._filling(1))
+            self._read(*self._padding(1))
         if self._capacity != self._states[0].capacity:
             self._graphs.clear()
             self._rows.clear()
             self._drafts.clear()
             self._capacity = self._states[0].capacity
 
-    def _table(self, stand: Sequence[tuple[int, int]], kept: Sequence[int]) -> Tensor:
+    def _table(self, slots: Sequence[tuple[int, int]], kept: Sequence[int]) -> Tensor:
         """Places and positions of n rows, followed by the rows whose logits are wanted."""
-        return on_device([*zip(*stand, strict=True), kept], self._device)
+        return on_device([*zip(*slots, strict=True), kept], self._device)
 
-    def _filling(self, rows: int) -> tuple[Tensor, Tensor]:
+    def _padding(self, rows: int) -> tuple[Tensor, Tensor]:
         """A block of padding rows, for captures and for allocating buffers."""
         ids = torch.zeros(rows, dtype=torch.long, device=self._device)
         return ids, self._table([(self._spare, 0)] * rows, [0] * rows)

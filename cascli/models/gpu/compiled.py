@@ -26,7 +26,7 @@ _TUNING: dict[str, Any] = {"coordinate_descent_tuning": True}
 Passed as options, it applies to this compilation only and leaves the global configuration unchanged. With more rows,
 products stay library calls, and the search would only take longer.
 """
-_KEPT = 256
+_MOST_VERSIONS = 256
 """Number of compiled versions that torch may keep of the function, which all runners of a process share."""
 
 
@@ -50,7 +50,7 @@ class Compiled:
         call = (ids.shape[0], rows)
         start = time.perf_counter()
         try:
-            with torch._dynamo.config.patch(recompile_limit=_KEPT):
+            with torch._dynamo.config.patch(recompile_limit=_MOST_VERSIONS):
                 logits = (self._one if ids.shape[0] == 1 else self._many)(ids, rows)
         except TorchDynamoException as error:
             raise RunError(

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from cascli import kernels
 from cascli.models.cpu.row_attention import NAME as ROWS
 from cascli.models.gpu.grouped_attention import masked_attention
-from cascli.models.gpu.texts_attention import OfTexts, attend_texts
+from cascli.models.gpu.texts_attention import TextStates, attend_texts
 from cascli.sampling.parameters import MOST_DRAFTED
 
 NAME = "cascli_decode"
@@ -28,8 +28,8 @@ MOST_ROWS = MOST_DRAFTED + 1
 def decode_attention(
     module: nn.Module,
     query: Tensor,
-    key: Tensor | OfTexts,
-    value: Tensor | OfTexts,
+    key: Tensor | TextStates,
+    value: Tensor | TextStates,
     attention_mask: Tensor,
     *,
     scaling: float | None = None,
@@ -38,7 +38,7 @@ def decode_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention of `[1, heads, n, d]` over the part of `[1, kv_heads, L, d]` in use, given by `decode_mask`.
 
-    For tokens of several sequences, the cache provides their places and positions (`OfTexts`).
+    For tokens of several sequences, the cache provides their places and positions (`TextStates`).
 
     Returns:
         `[1, n, heads, d]`, as transformers expects.
@@ -46,9 +46,9 @@ def decode_attention(
     del module, more  # the signature is transformers'
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cap = softcap or 0.0
-    if isinstance(key, OfTexts) or isinstance(value, OfTexts):
-        stand, states = cast(OfTexts, key), cast(OfTexts, value).states
-        return attend_texts(query, stand.states, states, stand.places, stand.positions, scale, stand.window, cap), None
+    if isinstance(key, TextStates) or isinstance(value, TextStates):
+        texts, values = cast(TextStates, key), cast(TextStates, value).states
+        return attend_texts(query, texts.states, values, texts.places, texts.positions, scale, texts.window, cap), None
     if attention_mask.dim() > 1:
         return masked_attention(query, key, value, attention_mask, scale, cap), None
     window = attention_mask.shape[0] if attention_mask.dim() else 0

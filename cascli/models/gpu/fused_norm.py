@@ -35,22 +35,22 @@ class FusedNorm(nn.Module):
 def use_fused_norms(model: PreTrainedModel) -> int:
     """Replace every norm that allows it, in place; returns the number replaced."""
     norms = [each for each in model.modules() if type(each).__name__.endswith("RMSNorm")]
-    return sum(_take_over(norm) for norm in norms)
+    return sum(_replace(norm) for norm in norms)
 
 
 @torch.no_grad()
-def _take_over(norm: nn.Module) -> bool:
+def _replace(norm: nn.Module) -> bool:
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     weight = getattr(norm, "weight", None)
     if not isinstance(epsilon, float) or not isinstance(weight, Tensor) or weight.dim() != 1:
         return False
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_ROWS, weight.shape[0], generator=generator).to(weight)
-    wanted = norm(x)
+    expected = norm(x)
     for scale in (weight.detach(), 1.0 + weight.detach().float()):
         normed = F.rms_norm(x.to(scale.dtype), scale.shape, scale, epsilon).to(x.dtype)
-        size = wanted.abs().amax().clamp_min(1e-3)
-        if normed.dtype == wanted.dtype and (normed - wanted).abs().amax() <= _ROUNDING.get(x.dtype, 0.0) * size:
+        size = expected.abs().amax().clamp_min(1e-3)
+        if normed.dtype == expected.dtype and (normed - expected).abs().amax() <= _ROUNDING.get(x.dtype, 0.0) * size:
             vars(norm)["stock"] = type(norm)
             norm.__class__ = FusedNorm
             norm.register_buffer("scale", scale, persistent=False)

@@ -22,10 +22,10 @@ Rotation = Callable[..., tuple[Tensor, Tensor]]
 
 def use_fused_rotation(model: PreTrainedModel) -> int:
     """Make every attention layer that allows it use the kernel, in place; returns the number of such layers."""
-    return sum(_take_over(each) for each in model.modules())
+    return sum(_patch(each) for each in model.modules())
 
 
-def _take_over(layer: nn.Module) -> bool:
+def _patch(layer: nn.Module) -> bool:
     forward = type(layer).forward
     if not isinstance(forward, FunctionType) or NAME not in forward.__code__.co_names or forward.__closure__:
         return False

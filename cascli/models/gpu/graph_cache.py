@@ -54,7 +54,7 @@ class GraphCache:
             function: computes on the device only; called directly for a key or shapes that were not captured.
             inputs: copied to where the graph reads them.
         """
-        graph = self._graphs.get(_whole(key, inputs))
+        graph = self._graphs.get(_full_key(key, inputs))
         if graph is None:
             return function(*inputs)
         places, replay = graph
@@ -64,13 +64,13 @@ class GraphCache:
 
     def capture(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> bool:
         """Capture a call, with these tensors as example inputs; returns whether there is a new graph."""
-        whole = _whole(key, inputs)
-        if self._capture is None or whole in self._graphs:
+        full_key = _full_key(key, inputs)
+        if self._capture is None or full_key in self._graphs:
             return False
         if len(self._graphs) >= self._most:
             self.clear()
         start = time.perf_counter()
-        self._graphs[whole] = _captured(self._capture, function, inputs)
+        self._graphs[full_key] = _captured(self._capture, function, inputs)
         self.seconds += time.perf_counter() - start
         return True
 
@@ -96,5 +96,5 @@ def _captured(
     return places, capture(compute)
 
 
-def _whole(key: Hashable, inputs: Sequence[Tensor]) -> Hashable:
+def _full_key(key: Hashable, inputs: Sequence[Tensor]) -> Hashable:
     return (key, *((each.shape, each.dtype) for each in inputs))

@@ -177,7 +177,7 @@ class GraphRunner(Runner):
         whole = Write(ids.shape[0], u.shape[0], read_last)
         self._reserve(self.length + whole.tokens)
         if whole in self._writes:
-            return self._one(whole, ids, sampler, u)
+            return self._write_captured(whole, ids, sampler, u)
         if whole.unread > 1 and Write(whole.unread, 1) not in self._writes:
             self._eager(ids[:-1], 1)
             ids = ids[-1:]
@@ -187,13 +187,13 @@ class GraphRunner(Runner):
         u = torch.cat([u, u.new_zeros(1)])  # with `read_last`, the last step draws a token that is discarded
         parts = []
         for i in range(whole.steps):
-            written = self._one(Write(ids.shape[0], 1), ids, sampler, u[i : i + 1])
+            written = self._write_captured(Write(ids.shape[0], 1), ids, sampler, u[i : i + 1])
             parts.append(Written(*(each.clone() for each in written)))
             ids = parts[-1].tokens
         tokens, probs, base = (torch.cat(each) for each in list(zip(*parts, strict=True))[:3])
         return Written(tokens[: whole.drawn], probs, base, torch.stack([part.max_logit for part in parts]).abs().amax())
 
-    def _one(self, write: Write, ids: Tensor, sampler: Sampler, u: Tensor) -> Written:
+    def _write_captured(self, write: Write, ids: Tensor, sampler: Sampler, u: Tensor) -> Written:
         self._ids[: write.unread].copy_(ids)
         self._u[: write.drawn].copy_(u)
         self._cache.at.fill_(self.length)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cascli.models.gpu.grouped_attention import masked_attention
 
 
-class OfTexts(NamedTuple):
+class TextStates(NamedTuple):
     """Keys or values of several sequences, and the places and positions of a block's tokens."""
 
     states: Tensor

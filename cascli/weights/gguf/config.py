@@ -83,10 +83,12 @@ def _check_blocks(gguf: GgufFile) -> None:
     Raises:
         RunError: it does, or the number of blocks is invalid.
     """
-    there = {name.split(".")[1] for name in gguf.tensors if name.startswith("blk.") and name.count(".") > 1}
-    said = gguf.setting("block_count")
-    if not isinstance(said, int) or said > len(there):
-        raise RunError(f"{gguf.path}: {gguf.architecture}.block_count is {said!r}, but it holds {len(there)} blocks.")
+    blocks = {name.split(".")[1] for name in gguf.tensors if name.startswith("blk.") and name.count(".") > 1}
+    declared = gguf.setting("block_count")
+    if not isinstance(declared, int) or declared > len(blocks):
+        raise RunError(
+            f"{gguf.path}: {gguf.architecture}.block_count is {declared!r}, but it holds {len(blocks)} blocks."
+        )
 
 
 def special_ids(metadata: dict[str, Any]) -> dict[str, int | None]:

