@@ -47,11 +47,11 @@ def prompts(
     argument: str | None, plan: Plan, command: str, request: Wanted | None
 ) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to measure, and others for calibration if there is a budget."""
-    from cascli.prompts import apart
+    from cascli.prompts import split_for_calibration
 
     if request is None or not request.budgets:
         return common.prompts(argument, plan, command), []
-    return apart(common.prompts(argument, plan, command, whole=True), plan.settings.limit)
+    return split_for_calibration(common.prompts(argument, plan, command, whole=True), plan.settings.limit)
 
 
 def find_settings(request: Wanted | None, pair: Pair, others: Sequence[Prompt], plan: Plan) -> Matching | None:

@@ -46,7 +46,7 @@ from cascli.jobs.race import race
 from cascli.models.calls import ROLES, Calls
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
-from cascli.prompts import Prompt, apart
+from cascli.prompts import Prompt, split_for_calibration
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy
 from cascli.trace import Handover, Run, block_length, now
@@ -150,7 +150,7 @@ def compare(
     bars = notebook.bars()
     with bars or nullcontext():
         if wanted is not None and wanted.budgets:
-            asked, others = apart(asked)
+            asked, others = split_for_calibration(asked)
             matching = matched.calibrate(pair, others, settings, wanted, on_progress or bars)
         if wanted is not None:
             columns += matched.columns(wanted, matching, settings, columns)
