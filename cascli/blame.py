@@ -12,11 +12,11 @@ from cascli.plugins import GROUPS, class_of, is_own, name_of
 
 def label(plugin: object) -> str:
     """How an error message names a plug-in or its class: kind, name and defining module."""
-    kind = class_of(plugin)
-    homes = (base.__module__.removesuffix(".base") for base in kind.__mro__)
+    plugin_class = class_of(plugin)
+    homes = (base.__module__.removesuffix(".base") for base in plugin_class.__mro__)
     group = next((home for home in homes if home in GROUPS), "")
     what = {"cascli.strategies": "strategy"}.get(group, group.rpartition(".")[2].removesuffix("s") or "plug-in")
-    return f"the {what} '{name_of(kind)}' of {kind.__module__}"
+    return f"the {what} '{name_of(plugin_class)}' of {plugin_class.__module__}"
 
 
 @contextmanager
@@ -35,23 +35,23 @@ def blamed(*plugins: object) -> Iterator[None]:
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
-        strange = [each for each in _with_parts(plugins) if not is_own(each)]
-        if not strange or getattr(error, "told", False):
+        foreign = [each for each in _with_parts(plugins) if not is_own(each)]
+        if not foreign or getattr(error, "attributed", False):
             raise
-        at_fault = _raised_in(error, strange)
+        at_fault = _raised_in(error, foreign)
         if isinstance(error, CascliError):
             if at_fault is None or _innermost(error) != at_fault[1]:
                 raise
-            ours = next(each for each in type(error).__mro__ if each.__module__ == CascliError.__module__)
-            new: CascliError = ours(f"{label(at_fault[0])}: {error}")
+            own_type = next(each for each in type(error).__mro__ if each.__module__ == CascliError.__module__)
+            new: CascliError = own_type(f"{label(at_fault[0])}: {error}")
         elif type(error).__name__ == "OutOfMemoryError":
             raise
         elif at_fault is None:
-            whose = " or ".join(map(label, strange))
-            new = RunError(f"while running {whose}: {raised(error)}\nCASCLI_DEBUG=1 shows where this happened.")
+            names = " or ".join(map(label, foreign))
+            new = RunError(f"while running {names}: {raised(error)}\nCASCLI_DEBUG=1 shows where this happened.")
         else:
             new = RunError(f"{label(at_fault[0])}: {raised(error)}")
-        new.told = True  # type: ignore[attr-defined]  # set by the innermost `blamed`
+        new.attributed = True  # type: ignore[attr-defined]  # set by the innermost `blamed`
         raise new from error
 
 
@@ -63,26 +63,26 @@ def _with_parts(plugins: Iterable[object]) -> Iterator[object]:
                 yield getattr(plugin, name)
 
 
-def _raised_in(error: BaseException, strange: Iterable[object]) -> tuple[object, str] | None:
+def _raised_in(error: BaseException, foreign: Iterable[object]) -> tuple[object, str] | None:
     """Return the plug-in whose code raised an error, or was the last it passed through, and the module; else None."""
-    modules = {base.__module__: plugin for plugin in strange for base in class_of(plugin).__mro__ if not is_own(base)}
-    for known in ("builtins", "abc", "typing"):
-        modules.pop(known, None)
-    each: BaseException | None = error
-    while each is not None:
-        for module in reversed(_modules(each.__traceback__)):
+    modules = {base.__module__: plugin for plugin in foreign for base in class_of(plugin).__mro__ if not is_own(base)}
+    for module in ("builtins", "abc", "typing"):
+        modules.pop(module, None)
+    current: BaseException | None = error
+    while current is not None:
+        for module in reversed(_modules(current.__traceback__)):
             if module in modules:
                 return modules[module], module
-        each = each.__cause__ or each.__context__
+        current = current.__cause__ or current.__context__
     return None
 
 
 def _modules(trace: TracebackType | None) -> list[str]:
-    found = []
+    names = []
     while trace is not None:
-        found.append(str(trace.tb_frame.f_globals.get("__name__")))
+        names.append(str(trace.tb_frame.f_globals.get("__name__")))
         trace = trace.tb_next
-    return found
+    return names
 
 
 def _innermost(error: BaseException) -> str:

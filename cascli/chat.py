@@ -88,7 +88,7 @@ def encode(pair: Pair, turn: str, conversation: Conversation | None = None, *, r
     return list(tokenizer(_clean(text), add_special_tokens=False)["input_ids"])
 
 
-def with_template(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -> str:
+def with_template(tokenizer: Any, messages: list[dict[str, str]], **options: bool) -> str:
     """Render messages with the tokenizer's chat template, which is third-party code.
 
     Raises:
@@ -96,7 +96,7 @@ def with_template(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -
     """
     try:
         with ended_after(TEMPLATE_SECONDS):
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except TimeoutError:
         raise UsageError(f"the pair's chat template did not finish within {TEMPLATE_SECONDS:g} s.") from None
     except Exception as error:

@@ -256,9 +256,11 @@ def _parsed(text: str) -> Any:
             return None
         if _nodes(node, {}) > MOST_NODES:
             raise yaml.YAMLError("too many values for a config file")
-        twice = _twice(node)
-        if twice is not None:
-            raise yaml.MarkedYAMLError(problem=f"the key '{twice.value}' is given twice", problem_mark=twice.start_mark)
+        duplicate = _duplicate_key(node)
+        if duplicate is not None:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key '{duplicate.value}' is given twice", problem_mark=duplicate.start_mark
+            )
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -270,7 +272,7 @@ def yaml_text(value: str) -> str:
     return value if plain and _parsed(value) == value else json.dumps(value, ensure_ascii=False)
 
 
-def _twice(node: yaml.Node) -> yaml.Node | None:
+def _duplicate_key(node: yaml.Node) -> yaml.Node | None:
     """Return a key that occurs twice in a mapping within `node`, since its first value would be lost; else None."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
@@ -281,7 +283,7 @@ def _twice(node: yaml.Node) -> yaml.Node | None:
             seen.add(name or "")
     inside = [] if isinstance(node, yaml.ScalarNode) else node.value
     parts = (part for each in inside for part in (each if isinstance(each, tuple) else (each,)))
-    return next((found for found in map(_twice, parts) if found is not None), None)
+    return next((key for key in map(_duplicate_key, parts) if key is not None), None)
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:

@@ -31,7 +31,7 @@ from cascli.strategies.base import Speculating
 from cascli.trace import FinishReason, Handover, Metrics, Round, Run, SamplingInfo, block_length, by_block, now
 from cascli.version import __version__
 
-WHO_REMEMBERS = "only compare (one answer at a time) and Python's generate(earlier=...) keep them"
+EARLIER_TEXTS_HINT = "only compare (one answer at a time) and Python's generate(earlier=...) keep them"
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,12 @@ class Decoding:
         clock = Clock(pair.device, pair.timer)
         text = torch.zeros(self.limit + 1, dtype=torch.long, device=pair.device)
         prompt_ids = torch.tensor(prompt, device=pair.device)
-        draft, whole = self._runners["draft"], self._runners["target"]
-        target = Cursor(whole, "verify", clock, prompt_ids, text)
+        draft_runner, target_runner = self._runners["draft"], self._runners["target"]
+        target = Cursor(target_runner, "verify", clock, prompt_ids, text)
         return Session(
-            draft=Cursor(draft, "draft", clock, prompt_ids, text, prompt_by=target if draft.exit else None),
+            draft=Cursor(
+                draft_runner, "draft", clock, prompt_ids, text, prompt_by=target if draft_runner.exit else None
+            ),
             target=target,
             sampling=self.request.sampling,
             uniforms=self.request.uniforms or self._uniforms(),
@@ -264,7 +266,7 @@ def check_models(pair: Pair, strategy: Strategy, *, keeps_earlier: bool = False)
     """
     if strategy.remembers and not keeps_earlier:
         raise UsageError(
-            f"strategy '{strategy.spec}' drafts from earlier answers: {WHO_REMEMBERS};\nleave out 'remember'."
+            f"strategy '{strategy.spec}' drafts from earlier answers: {EARLIER_TEXTS_HINT};\nleave out 'remember'."
         )
     if strategy.needs_draft and pair.draft is None:
         raise UsageError(

@@ -65,12 +65,12 @@ def raised(error: BaseException) -> str:
     """One line with the type and message of an error raised by third-party code."""
     if isinstance(error, SystemExit):
         return f"SystemExit: {error.code}"
-    found = getattr(error, "errors", None)
-    if callable(found) and hasattr(error, "title"):  # pydantic's, whose first line says almost nothing
-        first = found()[0]
+    errors = getattr(error, "errors", None)
+    if callable(errors) and hasattr(error, "title"):  # pydantic's, whose first line says almost nothing
+        first = errors()[0]
         return f"{error.title}.{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    said = first_line(error)
-    return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
+    line = first_line(error)
+    return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:

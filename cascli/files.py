@@ -25,8 +25,8 @@ JSON_BYTES = 1024 * MEGABYTE
 _PIPES = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 
 
-def text_of(path: Path, most: int, *, encoding: str = "utf-8") -> str:
-    """The text of a file of at most `most` bytes.
+def text_of(path: Path, max_bytes: int, *, encoding: str = "utf-8") -> str:
+    """The text of a file of at most `max_bytes` bytes.
 
     Raises:
         UsageError: it is missing, not a regular file (a device, or a pipe that may have no writer), too large, or not
@@ -36,22 +36,22 @@ def text_of(path: Path, most: int, *, encoding: str = "utf-8") -> str:
         if not stat.S_ISREG(path.stat().st_mode) and not str(path).startswith(_PIPES):
             raise UsageError(f"{path}: cannot be read: it is {'a folder' if path.is_dir() else 'not a regular file'}")
         with path.open("rb") as file:
-            return bounded(file, str(path), most).decode(encoding)
+            return bounded(file, str(path), max_bytes).decode(encoding)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # not text, or a name with a NUL
         raise UsageError(f"{path}: cannot be read: {error}") from None
 
 
-def bounded(file: BinaryIO, name: str, most: int) -> bytes:
-    """Read all of `file`, which may have at most `most` bytes.
+def bounded(file: BinaryIO, name: str, max_bytes: int) -> bytes:
+    """Read all of `file`, which may have at most `max_bytes` bytes.
 
     Raises:
         UsageError: it is longer, or endless.
     """
-    data = file.read(most + 1)
-    if len(data) > most:
-        raise UsageError(f"{name}: larger than {most // MEGABYTE} MB")
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UsageError(f"{name}: larger than {max_bytes // MEGABYTE} MB")
     return data
 
 
@@ -110,11 +110,11 @@ def write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
 
 
 def _write(path: Path, data: bytes, durable: bool) -> None:
-    opened = _descriptor(path)
-    if opened is not None:
+    descriptor = _descriptor(path)
+    if descriptor is not None:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
-        with os.fdopen(os.dup(opened), "wb") as file:  # at the shell's position in it, not at its start
+        with os.fdopen(os.dup(descriptor), "wb") as file:  # at the shell's position in it, not at its start
             file.write(data)
         return
     if path.exists() and not path.is_file():
@@ -122,17 +122,17 @@ def _write(path: Path, data: bytes, durable: bool) -> None:
         return
     path = behind_links(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    kept = stat.S_IMODE(path.stat().st_mode) if path.exists() else None  # a private file stays private throughout
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None  # a private file stays private throughout
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    handle = os.open(partial, flags, 0o666 if kept is None else 0o600)
+    handle = os.open(partial, flags, 0o666 if mode is None else 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        if kept is not None:
-            partial.chmod(kept)
+        if mode is not None:
+            partial.chmod(mode)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -143,8 +143,8 @@ def _descriptor(path: Path) -> int | None:
     if os.name == "nt":
         return None
     named = {"/dev/stdout": 1, "/dev/stderr": 2}.get(str(path))
-    of_a_number = str(path.parent) in ("/dev/fd", "/proc/self/fd") and path.name.isdecimal()
-    return int(path.name) if of_a_number else named
+    is_number = str(path.parent) in ("/dev/fd", "/proc/self/fd") and path.name.isdecimal()
+    return int(path.name) if is_number else named
 
 
 def behind_links(path: Path) -> Path:

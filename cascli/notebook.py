@@ -47,8 +47,8 @@ def html_of(result: object) -> str | None:
 
 def running() -> bool:
     """Whether this process is a notebook kernel, not a script or a terminal."""
-    asked = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    return asked is not None and hasattr(asked(), "kernel")
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_ipython is not None and hasattr(get_ipython(), "kernel")
 
 
 def bars() -> Bars | None:

@@ -38,10 +38,10 @@ def _own(package: ModuleType) -> frozenset[str]:
 @lru_cache
 def _offered(group: str) -> dict[str, list[EntryPoint]]:
     """Entry points by name, without duplicates."""
-    found: dict[str, dict[str, EntryPoint]] = {}
+    by_name: dict[str, dict[str, EntryPoint]] = {}
     for point in entry_points(group=group):
-        found.setdefault(point.name, {})[point.value] = point
-    return {name: list(points.values()) for name, points in found.items()}
+        by_name.setdefault(point.name, {})[point.value] = point
+    return {name: list(points.values()) for name, points in by_name.items()}
 
 
 def _foreign(group: str) -> dict[str, list[EntryPoint]]:
@@ -51,28 +51,28 @@ def _foreign(group: str) -> dict[str, list[EntryPoint]]:
 
 def unreachable(package: ModuleType) -> list[str]:
     """One sentence per entry point that cannot be used: its name is invalid or belongs to one of cascli's plug-ins."""
-    own, told = _own(package), []
+    own, messages = _own(package), []
     for name, points in _offered(package.__name__).items():
         for point in points:
             if not _NAME.fullmatch(name):
-                told.append(
+                messages.append(
                     f"'{name}' of {point.value} is ignored: a name may contain only letters, digits, '-', '_' and '.'"
                 )
             elif name in own:
-                told.append(f"'{name}' of {point.value} is ignored: cascli has its own of that name.")
-    return told
+                messages.append(f"'{name}' of {point.value} is ignored: cascli has its own of that name.")
+    return messages
 
 
-def name_of(kind: type) -> str:
+def name_of(plugin_class: type) -> str:
     """Name of a plug-in class: from its file, its entry point, or itself (`MinP` in a notebook is `min-p`)."""
-    home, _, file = kind.__module__.rpartition(".")
+    home, _, file = plugin_class.__module__.rpartition(".")
     if home in GROUPS:
         return file.replace("_", "-")
     for group in GROUPS:
         for name, points in _foreign(group).items():
-            if any(point.value == f"{kind.__module__}:{kind.__qualname__}" for point in points):
+            if any(point.value == f"{plugin_class.__module__}:{plugin_class.__qualname__}" for point in points):
                 return name
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", plugin_class.__name__).lower()
 
 
 def is_own(plugin: object) -> bool:
@@ -95,21 +95,21 @@ def usable(package: ModuleType, kind: str, parent: type, works: Callable[[Any], 
 
 def broken(package: ModuleType, kind: str, parent: type, works: Callable[[Any], object]) -> dict[str, str]:
     """The plug-ins of other packages that `usable` leaves out, each with a sentence giving the reason."""
-    found = {}
+    reasons = {}
     own = _own(package)
     for name, points in sorted(_foreign(package.__name__).items()):
         if name in own:
             continue
         try:
-            made = load(package, kind, name, parent)
+            cls = load(package, kind, name, parent)
             # Check types and ranges: a dataclass does not validate its defaults.
-            TypeAdapter(made).validate_python({each.name: getattr(made(), each.name) for each in fields(made)})
-            works(made())
+            TypeAdapter(cls).validate_python({field.name: getattr(cls(), field.name) for field in fields(cls)})
+            works(cls())
         except CascliError as error:
-            found[name] = str(error)
+            reasons[name] = str(error)
         except (Exception, SystemExit) as error:  # another package's class may raise anything
-            found[name] = f"{kind} '{name}' of {points[0].value}: {raised(error)}"
-    return found
+            reasons[name] = f"{kind} '{name}' of {points[0].value}: {raised(error)}"
+    return reasons
 
 
 def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
@@ -138,33 +138,33 @@ def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
     return _checked(own[0])
 
 
-def _checked(kind: type) -> type:
+def _checked(plugin_class: type) -> type:
     """Return the class if it is itself a dataclass: without the decorator it would have its parent's fields."""
-    where = f"{kind.__module__}: {kind.__qualname__}"
-    if "__dataclass_params__" not in vars(kind):
+    where = f"{plugin_class.__module__}: {plugin_class.__qualname__}"
+    if "__dataclass_params__" not in vars(plugin_class):
         raise UsageError(f"{where} must be decorated with @dataclass(frozen=True)")
-    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    missing = sorted(getattr(plugin_class, "__abstractmethods__", ()))
     if missing:
         raise UsageError(f"{where} lacks {', '.join(missing)}")
-    _check_parameters(kind, where)
-    return kind
+    _check_parameters(plugin_class, where)
+    return plugin_class
 
 
-def _check_parameters(kind: type, where: str) -> None:
+def _check_parameters(plugin_class: type, where: str) -> None:
     """Check that a class's own parameters hide no inherited attribute and can be written in a strategy string.
 
     Raises:
         UsageError: a parameter hides an attribute, such as `name`, or its default cannot be written.
     """
-    bases = [base for base in kind.__mro__[1:] if base.__module__.partition(".")[0] == "cascli"]
+    bases = [base for base in plugin_class.__mro__[1:] if base.__module__.partition(".")[0] == "cascli"]
     inherited = {each.name for base in bases if is_dataclass(base) for each in fields(base)}
-    inherited |= set(kind.parts() if hasattr(kind, "parts") else ())  # plug-ins, written by name
-    for each in fields(kind):
+    inherited |= set(plugin_class.parts() if hasattr(plugin_class, "parts") else ())  # plug-ins, written by name
+    for each in fields(plugin_class):
         if each.name in inherited:
             continue
         if any(hasattr(base, each.name) for base in bases):
-            said = f"'{each.name}' is an attribute that cascli reads: declare it as a ClassVar, or rename the parameter"
-            raise UsageError(f"{where}: {said}")
+            text = f"'{each.name}' is an attribute that cascli reads: declare it as a ClassVar, or rename the parameter"
+            raise UsageError(f"{where}: {text}")
         value = None if each.default is MISSING else each.default
         if not isinstance(value, str | int | float | tuple | list | None) or (
             isinstance(value, str) and {*value} & {*",="}

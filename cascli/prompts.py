@@ -41,11 +41,11 @@ def prompts_in(text: str, name: str, limit: int | None = None) -> list[Prompt]:
         UsageError: a line that is not such an object, no prompt at all, or two with the same id.
     """
     lines = text.removeprefix("\ufeff").split("\n")
-    there = [(line, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    prompts = [_parse(line, where, place) for place, (line, where) in enumerate(there, 1)]
+    located = [(line, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    prompts = [_parse(line, where, place) for place, (line, where) in enumerate(located, 1)]
     if not prompts:
         raise UsageError(f"{name}: no prompts found; expected one JSON object per line with 'prompt' or 'turns'")
-    _check_ids(prompts, [where for _, where in there])
+    _check_ids(prompts, [where for _, where in located])
     return prompts[:limit]
 
 
@@ -62,25 +62,27 @@ def builtin() -> list[Prompt]:
     return read_prompts(Path(__file__).parent / "data" / "prompts.jsonl")
 
 
-CALIBRATING = 12
+CALIBRATION_PROMPTS = 12
 """Maximum number of prompts used to choose settings before the others are measured."""
 
 
-def apart(prompts: Sequence[Prompt], limit: int | None = None) -> tuple[list[Prompt], list[Prompt]]:
+def split_for_calibration(prompts: Sequence[Prompt], limit: int | None = None) -> tuple[list[Prompt], list[Prompt]]:
     """Split prompts into those to measure and others for choosing settings beforehand; no text is in both.
 
     The others are spread evenly over the prompts beyond the limit; if there are none, they are cascli's own. Of
     cascli's own prompts, the last two of each kind are held back for this, so that both sets cover all kinds.
     """
     own = builtin()
-    held = [prompt for kind in _kinds(own) for prompt in kind[-CALIBRATING // len(_kinds(own)) :]]
+    held_out = [prompt for kind in _kinds(own) for prompt in kind[-CALIBRATION_PROMPTS // len(_kinds(own)) :]]
     if [prompt.turns for prompt in prompts] == [prompt.turns for prompt in own]:
-        return [prompt for prompt in own if prompt not in held][:limit], held
+        return [prompt for prompt in own if prompt not in held_out][:limit], held_out
     measured = list(prompts[:limit])
     texts = {turn for prompt in measured for turn in prompt.turns}
-    left, others = ([each for each in group if not texts & {*each.turns}] for group in (prompts[len(measured) :], held))
-    step = max(1, len(left) // CALIBRATING)
-    return measured, left[::step][:CALIBRATING] or others
+    left, others = (
+        [each for each in group if not texts & {*each.turns}] for group in (prompts[len(measured) :], held_out)
+    )
+    step = max(1, len(left) // CALIBRATION_PROMPTS)
+    return measured, left[::step][:CALIBRATION_PROMPTS] or others
 
 
 def _kinds(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
@@ -116,10 +118,10 @@ def _turns(prompt: object, turns: object, where: str) -> list[str]:
     """
     if prompt is not None and turns is not None:
         raise UsageError(f"{where}: give 'prompt' or 'turns', not both")
-    found = [prompt] if turns is None else turns
-    if not isinstance(found, list) or not all(isinstance(turn, str) for turn in found):
+    texts = [prompt] if turns is None else turns
+    if not isinstance(texts, list) or not all(isinstance(turn, str) for turn in texts):
         raise UsageError(f"{where}: 'prompt' must be a string, 'turns' a list of strings")
-    if not found or not all(found):
-        what = "'prompt'" if turns is None else "a turn" if found else "'turns'"
+    if not texts or not all(texts):
+        what = "'prompt'" if turns is None else "a turn" if texts else "'turns'"
         raise UsageError(f"{where}: {what} is empty")
-    return found
+    return texts

@@ -73,8 +73,8 @@ class Strict(BaseModel):
     @classmethod
     def _bools_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
         """Reject bools in fields that do not take them; nested models check their own fields."""
-        apart = _without_bools(value)
-        return value if apart is value or _takes_bools(cls.model_fields[str(info.field_name)].annotation) else apart
+        clean = _without_bools(value)
+        return value if clean is value or _takes_bools(cls.model_fields[str(info.field_name)].annotation) else clean
 
 
 def _without_bools(value: object) -> object:
@@ -182,8 +182,8 @@ class Resolved:
     def kept(self) -> int:
         """Number of each model's likeliest tokens that the trace keeps per position; 0 by default, except for pages."""
         page = self.format == "html" or (self.format is None and (self.output or "").endswith(".html"))
-        wanted = TOP_OF_PAGE if page else 0
-        return wanted if self.top is None else self.top
+        default = TOP_OF_PAGE if page else 0
+        return default if self.top is None else self.top
 
 
 def with_whole_answers(settings: Resolved) -> Resolved:
@@ -253,8 +253,8 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, st
     If a key is missing, an unknown key next to it is reported instead, since it may be the same one misspelt.
     """
     problems = error.errors()
-    beside = (each for each in problems if each["loc"][:-1] == problems[0]["loc"][:-1])
-    unknown_keys = [each for each in beside if each["type"] == "extra_forbidden"]
+    siblings = (each for each in problems if each["loc"][:-1] == problems[0]["loc"][:-1])
+    unknown_keys = [each for each in siblings if each["type"] == "extra_forbidden"]
     problem = unknown_keys[0] if problems[0]["type"] == "missing" and unknown_keys else problems[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

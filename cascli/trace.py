@@ -373,14 +373,16 @@ class PairInfo(Data):
     @property
     def limits(self) -> list[str]:
         """Reasons why some tokens are never drafted, in words; empty if all can be."""
-        said = []
+        reasons = []
         rows = None if self.draft is None else self.draft.output_rows
         whole = (self.draft_tokenizer_size or self.tokenizer_size) + self.masked_rows[0]
         if rows is not None and rows < whole:
-            said.append(f"the draft's head has {rows:,} of {whole:,} rows")
+            reasons.append(f"the draft's head has {rows:,} of {whole:,} rows")
         if self.shared_tokens is not None:
-            said.append(f"the draft can produce {self.shared_tokens:,} of the target's {self.tokenizer_size:,} tokens")
-        return said
+            reasons.append(
+                f"the draft can produce {self.shared_tokens:,} of the target's {self.tokenizer_size:,} tokens"
+            )
+        return reasons
 
     @property
     def dtypes(self) -> str:
@@ -544,8 +546,8 @@ def prompts_of(runs: Sequence[Run]) -> list[Hashable]:
     Args:
         runs: runs of one strategy, with the turns of a prompt in a row.
     """
-    found: list[Hashable] = []
+    keys: list[Hashable] = []
     for place, run in enumerate(runs):
-        goes_on = run.turn > 0 and place > 0 and not runs[place - 1].prompt_id
-        found.append(run.prompt_id or (found[-1] if goes_on else place))
-    return found
+        continues = run.turn > 0 and place > 0 and not runs[place - 1].prompt_id
+        keys.append(run.prompt_id or (keys[-1] if continues else place))
+    return keys

@@ -35,7 +35,7 @@ from cascli.jobs.compare import Repeats
 from cascli.jobs.generate import converse, decode
 from cascli.jobs.recording import record
 from cascli.prompts import Prompt, builtin
-from cascli.render.advice import _basis, _most, print_advice
+from cascli.render.advice import _basis, _largest_gain, print_advice
 from cascli.render.console import Screen
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Resolved
@@ -881,7 +881,7 @@ def test_what_was_recorded_and_what_helps_most_are_told(near_pair: Pair, monkeyp
     assert next(_basis(told)) == "Recorded: 2 prompts, not the measured ones; 70 tokens, 50% of answers cut."
     gains = (1.2, 1.1, 1.9, 1.4)
     levers = [found.levers[0].model_copy(update={"change": f"change {x}", "gain": x}) for x in gains]
-    said = _most(found.model_copy(update={"levers": levers}))
+    said = _largest_gain(found.model_copy(update={"levers": levers}))
     assert said == "The largest gain would come from: change 1.9, 1.90x instead of 1.20x."
 
 

@@ -11,7 +11,7 @@ import torch
 from cascli import Pair, Run, compare, generate, generate_many, load_pair
 from cascli.analysis.comparison import Comparison, _totals, spread_of, summarise
 from cascli.analysis.speculation_profile import of_comparison
-from cascli.cli.picks import _of_prompt, picked
+from cascli.cli.picks import _runs_of_prompt, picked
 from cascli.errors import UsageError
 from cascli.prompts import Prompt
 from cascli.render.comparison import by_prompt, prompt_line
@@ -125,10 +125,10 @@ def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -
     assert costs is not None and costs.target_calls_per_answer == sum(run.metrics.target_calls for run in target) / 4
     assert of_comparison(found).measurement_conditions.num_prompts == 4
     assert prompt_line([*by_prompt(found.runs)]) == "one and 3 more"
-    assert [run.prompt for run in _of_prompt(target, "1")] == ["one", "two"]
-    assert [run.prompt for run in _of_prompt(target, "named")] == ["four"]
+    assert [run.prompt for run in _runs_of_prompt(target, "1")] == ["one", "two"]
+    assert [run.prompt for run in _runs_of_prompt(target, "named")] == ["four"]
     for place, turns in (("2", ["three"]), ("3", ["four"]), ("4", ["five", "six"])):  # numbered by prompt
-        assert [run.prompt for run in _of_prompt(target, place)] == turns
+        assert [run.prompt for run in _runs_of_prompt(target, place)] == turns
 
 
 def test_a_part_of_a_comparison_is_not_explained_by_the_whole(text_pair: Pair) -> None:

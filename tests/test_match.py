@@ -23,7 +23,7 @@ from cascli.jobs import match as job
 from cascli.jobs.compare import compare
 from cascli.jobs.recording import LIKELIEST, LUMPS, Seen, compact, mass_in_lumps, record
 from cascli.jobs.rule_curves import NEAR, match, predicted_calls, rule_estimates, with_dial
-from cascli.prompts import Prompt, apart, builtin
+from cascli.prompts import Prompt, builtin, split_for_calibration
 from cascli.render.matching import budget_lines
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions
@@ -337,23 +337,23 @@ def test_a_rule_that_says_no_range_is_left_out(monkeypatch: pytest.MonkeyPatch) 
 
 def test_prompts_that_calibrate_are_others() -> None:
     own = builtin()
-    measured, others = apart(own)
+    measured, others = split_for_calibration(own)
     assert len(measured) == 18 and len(others) == 12
     assert {each.category for each in measured} == {each.category for each in others} == {each.category for each in own}
     assert sorted(each.id for each in [*measured, *others]) == sorted(each.id for each in own)
-    assert apart(own, 4) == (measured[:4], others)
+    assert split_for_calibration(own, 4) == (measured[:4], others)
     one = [Prompt(("Is this one of them?",), "1")]
-    assert apart(one) == (one, others)
+    assert split_for_calibration(one) == (one, others)
     held = Prompt(others[0].turns, "mine")
-    assert apart([held]) == ([held], others[1:])  # the same text with another id
+    assert split_for_calibration([held]) == ([held], others[1:])  # the same text with another id
     many = [Prompt((f"prompt {i}",), str(i)) for i in range(60)]
-    measured, rest = apart(many, 10)
+    measured, rest = split_for_calibration(many, 10)
     assert measured == many[:10] and len(rest) == 12 and not any(each in measured for each in rest)
     assert {int(each.id) // 10 for each in rest} == {1, 2, 3, 4, 5}  # spread over the file
     twin = [Prompt(("a",), "1"), Prompt(("a",), "2"), Prompt(("b",), "3")]
-    assert apart(twin, 1) == (twin[:1], twin[2:])
+    assert split_for_calibration(twin, 1) == (twin[:1], twin[2:])
     talk = [Prompt(("a", "b"), "1"), Prompt(("b",), "2"), Prompt(("c",), "3")]
-    assert apart(talk, 1) == (talk[:1], talk[2:])  # prompts of later turns are measured too
+    assert split_for_calibration(talk, 1) == (talk[:1], talk[2:])  # prompts of later turns are measured too
 
 
 # ---- compare

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from cascli import Pair, compare
 from cascli.cli.app import app
-from cascli.cli.picks import wanted_of
+from cascli.cli.picks import strategy_filter
 from cascli.errors import UsageError
 from cascli.render.tabular import csv_of
 from cascli.sweeps.table import rows, tidy_rows
@@ -104,10 +104,10 @@ def test_a_name_fits_what_has_all_its_parameters() -> None:
         (["speculative-cascade:k=4,rule=opt"], specs[2:]),
         ([], specs),
     ):
-        fits = wanted_of(specs, names)
+        fits = strategy_filter(specs, names)
         assert [spec for spec in specs if fits(spec)] == wanted
     with pytest.raises(UsageError):
-        wanted_of(specs, ["speculative:k=3"])
+        strategy_filter(specs, ["speculative:k=3"])
 
 
 @pytest.fixture(scope="module")

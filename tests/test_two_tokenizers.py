@@ -288,7 +288,7 @@ def test_the_audit_sees_a_text_that_is_read_as_another(pair: dict[str, Any], mon
 
     def found() -> list[str]:
         checks = list(tokens.tokens(loaded))
-        assert len(checks) == tokens.how_many(loaded)
+        assert len(checks) == tokens.num_checks(loaded)
         return [check.status for check in checks if check.subject == "two tokenizers"]
 
     assert found() == ["pass"]

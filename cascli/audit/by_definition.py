@@ -71,7 +71,7 @@ def decided(
         q1, p1 = q, p
     pi = rule.apply(Dists(*map(torch.from_numpy, (q, p, q1, p1)))).numpy()
     if holds is not None:
-        pi = np.stack([row if here else without for row, without, here in zip(pi, p, holds, strict=True)])
+        pi = np.stack([lossy if applies else exact for lossy, exact, applies in zip(pi, p, holds, strict=True)])
     tokens = [drawn(q[i], numbers.draft[i]) for i in range(n)]
     kept, law = (of_prefixes if by_block else of_tokens)(pi, q, tokens, numbers.accept)
     return Outcome(kept, drawn(law, numbers.following[kept]))

@@ -55,6 +55,8 @@ def _worst(model: LoadedModel, vocab: int, write: Write, sampling: Sampling) -> 
     runner.reset()
     if not torch.equal(tokens, distributions.sample(probs[: write.drawn], u)):
         return 1.0
-    wanted = distributions.warp(logits, sampling), distributions.base(logits)
-    apart = [distributions.total_variation(a, b.double()).max() for a, b in zip(wanted, (probs, base), strict=True)]
-    return float(torch.stack(apart).max())
+    expected = distributions.warp(logits, sampling), distributions.base(logits)
+    distances = [
+        distributions.total_variation(a, b.double()).max() for a, b in zip(expected, (probs, base), strict=True)
+    ]
+    return float(torch.stack(distances).max())

@@ -93,13 +93,13 @@ def log_moments(expected: tuple[float, ...], runs: int) -> tuple[float, ...]:
     mean, count = torch.tensor(expected, dtype=torch.float64).unsqueeze(1), torch.arange(runs + 1, dtype=torch.float64)
     poisson = torch.special.xlogy(count, mean) - mean - torch.lgamma(count + 1)
     ratio = torch.special.xlogy(count, count) - torch.special.xlogy(count, mean) - count + mean
-    of_total = runs * math.log(runs) - runs - math.lgamma(runs + 1)
-    beyond = -(runs + 1) % WRAP
-    found = []
+    log_total = runs * math.log(runs) - runs - math.lgamma(runs + 1)
+    padding = -(runs + 1) % WRAP
+    moments = []
     for tilt in TILTS:
-        weights = torch.nn.functional.pad((poisson + tilt * ratio).exp(), (0, beyond))
+        weights = torch.nn.functional.pad((poisson + tilt * ratio).exp(), (0, padding))
         series = weights.view(len(expected), -1, WRAP).sum(dim=1)
         scale = series.sum(dim=1, keepdim=True)
         product = torch.fft.irfft(torch.fft.rfft(series / scale).prod(dim=0), n=WRAP)
-        found.append(float(product[runs % WRAP].log() + scale.log().sum()) - of_total)
-    return tuple(found)
+        moments.append(float(product[runs % WRAP].log() + scale.log().sum()) - log_total)
+    return tuple(moments)

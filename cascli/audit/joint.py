@@ -125,10 +125,10 @@ def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int
             continue
         law = joint_law(tree, rule, length)
         counts = sampled(small, strategy, length, runs)
-        done = f"{runs} runs of {length} tokens"
-        far, alarm = deviation(counts, law, runs), false_alarm(law, runs)
-        yield check_of(TEXT_BY_TEXT, strategy.spec, far, SIGMAS, alarm, f"{done}, {len(law)} texts")
-        found, cells = fit.surprise(counts, law, runs)
+        sample = f"{runs} runs of {length} tokens"
+        worst, alarm = deviation(counts, law, runs), false_alarm(law, runs)
+        yield check_of(TEXT_BY_TEXT, strategy.spec, worst, SIGMAS, alarm, f"{sample}, {len(law)} texts")
+        surprise, cells = fit.surprise(counts, law, runs)
         sizes = ", ".join(map(str, cells)) or "no"
-        detail = f"{done}, {sizes} cells by prefix length, found in powers of ten"
-        yield check_of(TOGETHER, strategy.spec, found, fit.ALARM, fit.false_alarm(length), detail)
+        detail = f"{sample}, {sizes} cells by prefix length, found in powers of ten"
+        yield check_of(TOGETHER, strategy.spec, surprise, fit.ALARM, fit.false_alarm(length), detail)

@@ -106,13 +106,13 @@ def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
             yield from ((name, rule) for rule in _settings(rules.load(name)))
 
 
-def _settings(kind: Any) -> Iterator[Rule]:
+def _settings(rule_class: Any) -> Iterator[Rule]:
     """The rule with every alpha and option that it accepts."""
-    takes = {field.name for field in fields(kind)}
-    alphas = [{"alpha": alpha} for alpha in ALPHAS] if "alpha" in takes else [{}]
-    for values in (alpha | option for option in OPTIONS if option.keys() <= takes for alpha in alphas):
+    parameters = {field.name for field in fields(rule_class)}
+    alphas = [{"alpha": alpha} for alpha in ALPHAS] if "alpha" in parameters else [{}]
+    for values in (alpha | option for option in OPTIONS if option.keys() <= parameters for alpha in alphas):
         with contextlib.suppress(UsageError):
-            yield validated(kind, values)
+            yield validated(rule_class, values)
 
 
 def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Iterator[Check]:

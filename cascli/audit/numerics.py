@@ -45,7 +45,7 @@ def numerics(pair: Pair, steps: int) -> Iterator[Check]:
     """Cache and block checks of both models; for an EAGLE-3 head, only those that make sense next to its target."""
     for role, model in pair.models.items():
         if isinstance(model.runner, Eagle3Runner):
-            yield beside_its_target(pair, model, model.runner, steps)
+            yield head_with_target(pair, model, model.runner, steps)
             yield skipped(
                 "block", f"{role} ({model.dtype})", "a head reads one by one the tokens its target has not read"
             )
@@ -93,26 +93,26 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
 
 
 @torch.inference_mode()
-def beside_its_target(pair: Pair, draft: LoadedModel, head: Eagle3Runner, steps: int) -> Check:
+def head_with_target(pair: Pair, draft: LoadedModel, head: Eagle3Runner, steps: int) -> Check:
     """Let a head draft, its target read that and keep a part, and compare the head with a fresh one that rereads it."""
     rng, target = random.Random(0), pair.target.runner
 
-    def some(n: int) -> list[int]:
+    def random_tokens(n: int) -> list[int]:
         return [rng.randrange(pair.vocab) for _ in range(n)]
 
-    text, worst = some(24), 0.0
+    text, worst = random_tokens(24), 0.0
     head.reset()
     for _ in range(steps):
-        drafted, kept = some(rng.randint(1, BLOCK)), rng.randint(0, BLOCK)
+        drafted, kept = random_tokens(rng.randint(1, BLOCK)), rng.randint(0, BLOCK)
         head.forward(_ids([*text, *drafted][head.length :], draft), 1)
         target.forward(_ids([*text, *drafted][target.length :], draft), 1)
         text += drafted[:kept]
         for runner in (head, target):
             runner.truncate(len(text))
-        text += some(1)
-        again, anew = head.fresh(), target.fresh()
-        again.follow(anew)
-        got, whole = (each.forward(_ids(text[each.length :], draft), 1) for each in (head, again))
+        text += random_tokens(1)
+        fresh_head, fresh_target = head.fresh(), target.fresh()
+        fresh_head.follow(fresh_target)
+        got, whole = (each.forward(_ids(text[each.length :], draft), 1) for each in (head, fresh_head))
         worst = max(worst, difference(got, whole))
     head.reset()
     bound = max(BOUNDS[model.dtype] for model in (draft, pair.target))
@@ -145,10 +145,10 @@ def without_cache(model: PreTrainedModel, prompt: Tensor, text: Tensor) -> Tenso
     Computed by the model alone, in one pass. The prompt is `[n]`.
     """
     if model.config.is_encoder_decoder:
-        given = {"input_ids": prompt.unsqueeze(0), "decoder_input_ids": text.unsqueeze(0)}
+        inputs = {"input_ids": prompt.unsqueeze(0), "decoder_input_ids": text.unsqueeze(0)}
     else:
-        given = {"input_ids": torch.cat([prompt[:-1], text]).unsqueeze(0)}
-    logits: Tensor = model(**given, use_cache=False).logits[0]
+        inputs = {"input_ids": torch.cat([prompt[:-1], text]).unsqueeze(0)}
+    logits: Tensor = model(**inputs, use_cache=False).logits[0]
     return logits[-len(text) :]
 
 

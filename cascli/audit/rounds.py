@@ -32,7 +32,7 @@ from cascli.trace import by_block
 
 LONGEST = 8
 SEEDS = 10
-OF_WHOLE_ROWS = [(n, seed) for n in (0, 4) for seed in range(2)]
+WHOLE_VOCABULARY_ROUNDS = [(n, seed) for n in (0, 4) for seed in range(2)]
 """Lengths and seeds of rounds over the whole vocabulary."""
 BOUND = 0.02
 """Share of the rounds that may differ: a number at the very edge of a token or a test can fall on either side."""
@@ -53,7 +53,7 @@ def rounds(pair: Pair, tree: Tree, strategies: Sequence[Strategy]) -> Iterator[C
     """One check for each strategy that speculates."""
     few, whole = drawn_together(of_tree(tree), tree.dtype), drawn_together(of_vocabulary(pair), tree.dtype)
     cases = [(few, n, seed) for n in range(LONGEST + 1) for seed in range(SEEDS)]
-    cases += [(whole, n, seed) for n, seed in OF_WHOLE_ROWS]
+    cases += [(whole, n, seed) for n, seed in WHOLE_VOCABULARY_ROUNDS]
     for strategy in strategies:
         rule = rule_of(strategy)
         if rule is None or not has_rounds(strategy):
@@ -72,13 +72,13 @@ def of_tree(tree: Tree) -> Rows:
 def of_vocabulary(pair: Pair) -> Rows:
     """Logits after each token of some text, over all tokens; without a draft model, shifted ones as in a tree."""
     text = torch.arange(LONGEST, device=pair.device) * 7 % pair.vocab
-    found = {}
+    logits = {}
     for role, model in pair.models.items():
-        here = text.to(model.device)
-        start = model.runner.begin(here[:1])
-        found[role] = model.runner.forward(torch.cat([start, here[1:]]), LONGEST).double().cpu()
+        tokens = text.to(model.device)
+        start = model.runner.begin(tokens[:1])
+        logits[role] = model.runner.forward(torch.cat([start, tokens[1:]]), LONGEST).double().cpu()
         model.runner.reset()
-    return Rows(found.get("draft", found["target"].roll(1, dims=-1)), found["target"])
+    return Rows(logits.get("draft", logits["target"].roll(1, dims=-1)), logits["target"])
 
 
 def has_rounds(strategy: Strategy) -> bool:
@@ -105,16 +105,16 @@ def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: boo
     sampling = SAMPLINGS[seed % len(SAMPLINGS)]
     places = (torch.arange(n + 1) + seed) % len(rows.target)
     draft, target = (each[places].to(dtype) for each in rows)
-    known, uniforms = n + rule.reads_draft, Uniforms(seed, LONGEST + 2, pair.device)
+    num_q, uniforms = n + rule.reads_draft, Uniforms(seed, LONGEST + 2, pair.device)
     u = uniforms.draw(0, n), uniforms.accept(0, n), torch.cat([uniforms.residual(0, n), uniforms.draw(n, 1)])
     holds = [(torch.arange(n + 1) + seed) % 3 > 0] if rule.thinking_only else []
-    q, q1 = (each[:known] for each in Sampler(sampling, rule.reads_base)(draft.to(pair.device)))
+    q, q1 = (each[:num_q] for each in Sampler(sampling, rule.reads_base)(draft.to(pair.device)))
     drafted = distributions.sample(q[:n], u[0].to(q.device))
-    here = (target.to(pair.device), drafted, q, q1, *(each.to(q.device) for each in (*u[1:], *holds)))
+    inputs = (target.to(pair.device), drafted, q, q1, *(each.to(q.device) for each in (*u[1:], *holds)))
     decide, key = partial(decide_round, rule, sampling, by_block=blocks), ("round", rule, sampling, blocks)
     if rule.capturable and n % 2 == 0:  # the others run uncaptured, like the shorter rounds at the end of an answer
-        pair.graphs.capture(key, decide, *here)
-    ours = RoundFacts.of(pair.graphs.run(key, decide, *here).flatten().tolist())
+        pair.graphs.capture(key, decide, *inputs)
+    ours = RoundFacts.of(pair.graphs.run(key, decide, *inputs).flatten().tolist())
     theirs = by_definition.decided(
         rule,
         sampling,

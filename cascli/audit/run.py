@@ -43,7 +43,7 @@ QUICK = Effort(trees=1, runs=3000, deep=False, prompts=2, tokens=20, rewinds=6)
 FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24)
 
 
-OF_THE_REST = "lenience"
+REPRESENTATIVE_RULE = "lenience"
 """Represents the rules that no kernel implements."""
 LOOKUP = "speculative:draft=prompt-lookup,k=3"
 WITH_OPTIONS = [
@@ -77,7 +77,7 @@ def sampled() -> list[str]:
     return [
         name
         for name, kind in kinds.items()
-        if name == OF_THE_REST
+        if name == REPRESENTATIVE_RULE
         or issubclass(kind, ThresholdRule)
         or (not is_own(kind) and all(works_over(kind(), n) for n in (LIKELIEST, LIKELIEST // DEEPER)))
     ]
@@ -106,12 +106,12 @@ def audit(
     effort = QUICK if quick else FULL
     if pair.device.type == "cuda":  # where a run of two tokens waits for the host longer than it computes
         effort = replace(effort, runs=effort.runs // 3)
-    counted = _Counted(on_progress, planned(pair, strategies, deep=effort.deep, config=config))
+    counter = _CheckCounter(on_progress, planned(pair, strategies, deep=effort.deep, config=config))
     checks: list[Check] = []
-    for check in chain(_weights(config, counted), _checks(pair, strategies, effort, counted)):
+    for check in chain(_weights(config, counter), _checks(pair, strategies, effort, counter)):
         checks.append(check)
         on_check(check)
-        counted.one_more()
+        counter.increment()
     return Audit(
         date=date,
         pair=pair.info,
@@ -122,7 +122,7 @@ def audit(
     )
 
 
-class _Counted:
+class _CheckCounter:
     """Counts the checks made, and reports them with the current description."""
 
     def __init__(self, on_progress: OnProgress, total: int) -> None:
@@ -133,7 +133,7 @@ class _Counted:
         self._text = text
         self._on_progress(text, self._done, self._total)
 
-    def one_more(self) -> None:
+    def increment(self) -> None:
         """Count a check that was made."""
         self._done += 1
         self(self._text)
@@ -148,7 +148,7 @@ def planned(
     if strategies:
         laws &= set(_rule_names(chosen))
     count = len(config.models) if config is not None else 0
-    count += tokens.how_many(pair) + 3 * len(pair.models) + len(laws)
+    count += tokens.num_checks(pair) + 3 * len(pair.models) + len(laws)
     count += sum(by_block(strategy.params) for strategy in chosen)
     count += sum(rounds.has_rounds(strategy) for strategy in chosen) + len(chosen) * (4 if deep else 2)
     return count + 1  # parity

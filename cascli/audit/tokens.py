@@ -54,7 +54,7 @@ def _two_tokenizers(pair: Pair, translation: Translation) -> Check:
     return check_of("tokenizer", "two tokenizers", float(len(broken)), 0.0, 0.0, detail)
 
 
-def how_many(pair: Pair) -> int:
+def num_checks(pair: Pair) -> int:
     """The number of checks that `tokens` makes."""
     return 2 if pair.tokenizer is None else 3 + (pair.translation is not None)
 

@@ -134,30 +134,30 @@ def command(
         plan = replace(plan, dtype=plan.dtype or models.dtype)
     outputs = export.outputs(plan.settings, formats.ADVICE)
     code = {"allow_code": allow_code_execution, "unsafe_code": unsafe_code_execution}
-    asked = scored(prompt, plan, flags, NAME, task, metric, **code)
-    plan = replace(plan, settings=asked.settings)
-    if len(asked.prompts) > 1 and task is None:
+    inputs = scored(prompt, plan, flags, NAME, task, metric, **code)
+    plan = replace(plan, settings=inputs.settings)
+    if len(inputs.prompts) > 1 and task is None:
         plan = common.for_several(plan, flags)
     pair = plan.load()
-    from cascli.cli.matching import tell_left_out
+    from cascli.cli.matching import note_left_out
     from cascli.decoding.plugin_checks import broken_rules, broken_stops
     from cascli.jobs.advise import Advising, spread
 
     limit = plan.settings.limit
-    prompts = spread(asked.prompts) if limit is None else asked.prompts[:limit]
-    if len(prompts) < len(asked.prompts) and limit is None:
-        of = f"{len(prompts)} of {len(asked.prompts)} prompts"
-        plan.screen.note(f"{of}, evenly spread; --limit N uses the first N")
-    tell_left_out(plan.screen, *broken_rules().values(), *broken_stops().values())
+    prompts = spread(inputs.prompts) if limit is None else inputs.prompts[:limit]
+    if len(prompts) < len(inputs.prompts) and limit is None:
+        subset = f"{len(prompts)} of {len(inputs.prompts)} prompts"
+        plan.screen.note(f"{subset}, evenly spread; --limit N uses the first N")
+    note_left_out(plan.screen, *broken_rules().values(), *broken_stops().values())
     with Progress(plan.screen, "recording", counted=True) as progress:
         advising = Advising(
             pair,
             prompts,
             plan.settings,
             tolerance,
-            asked.score,
+            inputs.score,
             progress.step,
-            models=_spelled(flags, plan, models),
+            models=_model_flags(flags, plan, models),
         )
         advice = advising.advice()
     advice = common.with_command(advice)
@@ -169,7 +169,7 @@ def command(
     _check(advice, min_speedup)
 
 
-def _spelled(flags: Flags, plan: Plan, task: Models | None) -> str:
+def _model_flags(flags: Flags, plan: Plan, task: Models | None) -> str:
     """The flags that select the models: as given, else as in the task's file."""
     given = {} if task is None else {"config": task.named, "dtype": plan.dtype}
     given |= {key: value for key in PAIR if (value := getattr(flags, key)) is not None}

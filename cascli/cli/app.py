@@ -45,7 +45,7 @@ Defaults:
 Environment:
   CASCLI_TEMPERATURE=0.7  any common option by its long name; overrides the pair's file, flags override it
   CASCLI_STRATEGY  one or more strategies, separated by ;
-{chr(10).join(f"  {name}  {said}" for name, said in OWN.items())}
+{chr(10).join(f"  {name}  {meaning}" for name, meaning in OWN.items())}
   NO_COLOR  no colour; marks still show every state
 
 Exit codes:
@@ -67,7 +67,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DECODE, CHECK, LOOK = "Decode", "Check", "Info"
+DECODE, CHECK, INFO = "Decode", "Check", "Info"
 for module, panel in (
     (generate, DECODE),
     (chat, DECODE),
@@ -78,10 +78,10 @@ for module, panel in (
     (show, DECODE),
     (verify, CHECK),
     (bench, CHECK),
-    (pairs, LOOK),
-    (init, LOOK),
-    (pull, LOOK),
-    (strategies, LOOK),
+    (pairs, INFO),
+    (init, INFO),
+    (pull, INFO),
+    (strategies, INFO),
 ):
     if not hasattr(module, "EXAMPLES"):
         add = app.command(name=module.NAME, cls=Command, rich_help_panel=panel, epilog=module.EXAMPLE)
@@ -147,9 +147,9 @@ def main() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - closed with the process
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="cascli")
-    for sign in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, sign):
-            signal.signal(getattr(signal, sign), _interrupt)
+    for signal_name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, signal_name):
+            signal.signal(getattr(signal, signal_name), _interrupt)
     sys.exit(run())
 
 

@@ -100,7 +100,7 @@ def command(
     outputs = export.outputs(plan.settings, formats.BENCH)
     if plot is not None:
         check_plot(plot)
-    asked = _asked(plan, flags, early_exit=early_exit)
+    prompts = _early_exit_prompts(plan, flags, early_exit=early_exit)
     k = flags.given.num_speculative_tokens
     pair = plan.load()
     from cascli.cli.progress import Progress
@@ -118,7 +118,7 @@ def command(
             ks=(2, 4, 6) if k is None else (k,),
             tokens=plan.settings.max_new_tokens,
             batch_sizes=batches,
-            early_exit=requests_of(pair, asked, plan.settings) if early_exit else (),
+            early_exit=requests_of(pair, prompts, plan.settings) if early_exit else (),
             on_progress=progress.step,
         )
     result = common.with_command(result)
@@ -134,7 +134,7 @@ def command(
         plan.screen.note(f"wrote {plot}")
 
 
-def _asked(plan: common.Plan, flags: Flags, *, early_exit: bool) -> list[Prompt]:
+def _early_exit_prompts(plan: common.Plan, flags: Flags, *, early_exit: bool) -> list[Prompt]:
     """The prompts that the target answers: those of a file, else one of each built-in category.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cascli.cli import common
-from cascli.cli.errors import Terminated, told
+from cascli.cli.errors import Terminated, message_and_code
 from cascli.cli.lines import history, next_line
 from cascli.cli.options import LOADING, Flags, with_shared
 from cascli.errors import CascliError, UsageError, plain, suggestion
@@ -35,7 +35,7 @@ def command(flags: Flags) -> None:
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
     several = "chat starts with one strategy: choose it with -s; /strategy changes it, /compare shows several."
-    strategy = plan.single(default, several)
+    strategy = plan.single_strategy(default, several)
     pair = plan.load()
     common.note_cautions(plan, [strategy])
     from cascli.jobs.chat import Chat
@@ -51,12 +51,12 @@ class Session:
     def __init__(self, plan: common.Plan, chat: Chat) -> None:
         self._plan, self._screen, self._chat = plan, plan.screen, chat
         self._known: set[str] = set()
-        self._over = False
+        self._finished = False
 
     def run(self) -> None:
         """Run until /quit, the end of the input, or Ctrl-C at the prompt."""
         self._screen.note(f"{self._chat.pair.name}: {self._chat.strategy.spec}\n/help lists the commands")
-        while not self._over:
+        while not self._finished:
             try:
                 line = next_line(PROMPT)
             except Terminated:
@@ -65,7 +65,7 @@ class Session:
                 self._screen.err.print()
                 return
             except CascliError as error:
-                self._refused(error)
+                self._print_error(error)
                 continue
             if line is None:
                 return
@@ -74,7 +74,7 @@ class Session:
     def _guarded(self, line: str) -> None:
         """Execute a line; an error is printed and the session continues."""
         try:
-            self._do(line)
+            self._execute(line)
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -82,13 +82,13 @@ class Session:
         except BrokenPipeError:
             raise
         except Exception as error:
-            self._refused(error)
+            self._print_error(error)
 
-    def _refused(self, error: Exception) -> None:
-        message, _ = told(error)
+    def _print_error(self, error: Exception) -> None:
+        message, _ = message_and_code(error)
         self._screen.err.print(plain(message), markup=False, highlight=False)
 
-    def _do(self, line: str) -> None:
+    def _execute(self, line: str) -> None:
         if not line.strip():
             return
         if not line.startswith("/"):
@@ -120,31 +120,31 @@ class Session:
         """Show or set the strategy."""
         if text:
             self._chat.set_strategy(text)
-        self._say(self._chat.strategy.spec)
+        self._print(self._chat.strategy.spec)
 
     def alpha(self, text: str) -> None:
         """Show or set the rule's alpha."""
         if text:
             self._chat.set_parameter("alpha", text)
-        self._say(self._chat.strategy.spec)
+        self._print(self._chat.strategy.spec)
 
     def k(self, text: str) -> None:
         """Show or set the number of tokens drafted per round."""
         if text:
             self._chat.set_k(text)
-        self._say(self._chat.strategy.spec)
+        self._print(self._chat.strategy.spec)
 
     def temperature(self, text: str) -> None:
         """Show or set the temperature; 0 is greedy."""
         if text:
             self._chat.set_setting("temperature", text)
-        self._say(f"temperature {self._chat.settings.temperature:g}")
+        self._print(f"temperature {self._chat.settings.temperature:g}")
 
     def tokens(self, text: str) -> None:
         """Show or set the maximum length of answers, in tokens."""
         if text:
             self._chat.set_setting("max_new_tokens", text)
-        self._say(f"answers of at most {self._chat.settings.max_new_tokens} tokens")
+        self._print(f"answers of at most {self._chat.settings.max_new_tokens} tokens")
 
     def compare(self, text: str) -> None:
         """Compare strategies on the last prompt, or on TEXT."""
@@ -158,12 +158,12 @@ class Session:
         if text:
             self._chat.set_system(None if text == "-" else text)
         now = self._chat.settings.system
-        self._say("no system prompt set" if now is None else f"system: {now}")
+        self._print("no system prompt set" if now is None else f"system: {now}")
 
     def new(self, text: str) -> None:
         """Start a new conversation."""
         self._chat.forget()
-        self._say("a new conversation")
+        self._print("a new conversation")
 
     def show(self, text: str) -> None:
         """Show all numbers of the last answer."""
@@ -171,29 +171,29 @@ class Session:
 
         if self._chat.last is None:
             raise UsageError("no answer has finished yet.")
-        for each in lines(self._chat.last, verbose=True):
-            self._say(each)
+        for line in lines(self._chat.last, verbose=True):
+            self._print(line)
 
     def help(self, text: str) -> None:
         """List the commands."""
-        width = max(len(name) + len(SHOWN.get(name, "")) for name in COMMANDS) + 3
-        for name, do in COMMANDS.items():
-            call = f"/{name} {SHOWN.get(name, '')}"
-            self._say(f"{call:{width}}{(do.__doc__ or '').rstrip('.')}")
-        self._say("Anything else is a prompt, as is any line that starts with a space.")
-        self._say("Ctrl-C stops an answer and keeps what was written. At the prompt it quits.")
+        width = max(len(name) + len(ARGUMENTS.get(name, "")) for name in COMMANDS) + 3
+        for name, handler in COMMANDS.items():
+            call = f"/{name} {ARGUMENTS.get(name, '')}"
+            self._print(f"{call:{width}}{(handler.__doc__ or '').rstrip('.')}")
+        self._print("Anything else is a prompt, as is any line that starts with a space.")
+        self._print("Ctrl-C stops an answer and keeps what was written. At the prompt it quits.")
 
     def quit(self, text: str) -> None:
         """End the chat."""
-        self._over = True
+        self._finished = True
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         """Print requested output, even with --quiet."""
         self._screen.err.print(text, style="dim", markup=False, highlight=False)
 
 
-Do = Callable[[Session, str], None]
-COMMANDS: dict[str, Do] = {
+Handler = Callable[[Session, str], None]
+COMMANDS: dict[str, Handler] = {
     "strategy": Session.strategy,
     "alpha": Session.alpha,
     "k": Session.k,
@@ -206,7 +206,7 @@ COMMANDS: dict[str, Do] = {
     "help": Session.help,
     "quit": Session.quit,
 }
-SHOWN = {
+ARGUMENTS = {
     "strategy": "[SPEC]",
     "alpha": "[A]",
     "k": "[N]",
@@ -226,7 +226,7 @@ def compare(plan: common.Plan, chat: Chat, prompt: str) -> None:
     from cascli.render.comparison import print_explanation
 
     specs = default_strategies(draft=chat.pair.draft is not None, head=chat.pair.by_head)
-    strategies = common.chosen(specs, chat.settings.num_speculative_tokens)
+    strategies = common.parse_strategies(specs, chat.settings.num_speculative_tokens)
     repeats = Repeats(chat.pair, conversations(prompt), strategies, chat.settings)
     comparison, ended_by = run_and_show(plan.screen, repeats)
     print_explanation(comparison, plan.screen)

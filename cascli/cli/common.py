@@ -40,10 +40,10 @@ class Plan:
     """From a flag or the environment; if None, each model's own entry in the pair's file decides."""
     given: Settings
     """The settings given on the command line itself."""
-    whose: str = ""
+    strategy_source: str = ""
     """Where the strategies were named, if not on the command line."""
 
-    def chosen(self, default: Sequence[str]) -> list[Strategy]:
+    def strategies(self, default: Sequence[str]) -> list[Strategy]:
         """The requested strategies, else these defaults.
 
         Raises:
@@ -51,28 +51,28 @@ class Plan:
                 named.
         """
         if not self.settings.strategy:
-            return chosen(default, self.settings.num_speculative_tokens)
+            return parse_strategies(default, self.settings.num_speculative_tokens)
         try:
-            return chosen(self.settings.strategy, self.settings.num_speculative_tokens)
+            return parse_strategies(self.settings.strategy, self.settings.num_speculative_tokens)
         except UsageError as error:
-            raise UsageError(self._of_strategies(str(error))) from None
+            raise UsageError(self._with_source(str(error))) from None
 
-    def single(self, default: str, several: str) -> Strategy:
+    def single_strategy(self, default: str, several: str) -> Strategy:
         """The one requested strategy, else the default.
 
         Raises:
             UsageError: a strategy does not exist or has an invalid parameter, or there are several: `several` is the
                 message then. The message starts with where they were named.
         """
-        first, *more = self.chosen([default])
+        first, *more = self.strategies([default])
         if more:
-            raise UsageError(self._of_strategies(several))
+            raise UsageError(self._with_source(several))
         return first
 
-    def _of_strategies(self, message: str) -> str:
-        return f"{self.whose}: {message}" if self.whose else message
+    def _with_source(self, message: str) -> str:
+        return f"{self.strategy_source}: {message}" if self.strategy_source else message
 
-    def of_file(self, argument: str | None) -> bool:
+    def prompts_from_file(self, argument: str | None) -> bool:
         """Whether the prompts come from a file; a prompt on the command line overrides a file named elsewhere."""
         return argument is None and bool(self.settings.prompts)
 
@@ -97,7 +97,7 @@ class Plan:
             self.screen.note(note)
         with (
             Progress(self.screen, f"loading {self.config.name}") as progress,
-            warnings.catch_warnings(record=True) as told,
+            warnings.catch_warnings(record=True) as caught,
         ):
             warnings.simplefilter("always", PairWarning)
             progress.say("importing torch")
@@ -120,7 +120,7 @@ class Plan:
                 report=progress.report,
                 on_stage=progress.stage,
             )
-        for warning in told:
+        for warning in caught:
             if issubclass(warning.category, PairWarning):
                 self.screen.note(str(warning.message))
         for role, model in pair.models.items():
@@ -199,7 +199,7 @@ def _one_thread_for_tiny_models(pair: Pair) -> None:
         torch.set_num_threads(1)
 
 
-def pair_asked(flags: Flags) -> PairConfig | None:
+def requested_pair(flags: Flags) -> PairConfig | None:
     """The pair named by flags, else by `CASCLI_CONFIG`, `CASCLI_DRAFT` and `CASCLI_TARGET`; None if there is none.
 
     The two are never mixed: a draft model from the environment does not apply to a pair from the command line.
@@ -229,17 +229,17 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
     from cascli.settings import from_environment, resolve, variable
 
     environment = from_environment()
-    config = config or pair_asked(flags) or load_config(DEFAULT_PAIR)
+    config = config or requested_pair(flags) or load_config(DEFAULT_PAIR)
     settings = resolve(flags.given, environment, config.defaults)
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
-    whose = ""
+    strategy_source = ""
     if not flags.given.strategy:
-        whose = (
+        strategy_source = (
             f"environment variable {variable('strategy')}"
             if environment.strategy
             else config.place("defaults.strategy")
         )
-    return Plan(config, settings, view, flags.given.dtype or environment.dtype, flags.given, whose)
+    return Plan(config, settings, view, flags.given.dtype or environment.dtype, flags.given, strategy_source)
 
 
 def for_several(plan: Plan, flags: Flags) -> Plan:
@@ -261,7 +261,7 @@ def with_command(document: D) -> D:
     return document.model_copy(update={"command": command_line()})
 
 
-def chosen(texts: Sequence[str], k: int | None) -> list[Strategy]:
+def parse_strategies(texts: Sequence[str], k: int | None) -> list[Strategy]:
     """Parse strategies; k applies where a string does not set its own."""
     from cascli.strategies import parse
 
@@ -275,9 +275,9 @@ def note_cautions(plan: Plan, strategies: Sequence[Strategy]) -> None:
 
     if not plan.config.by_head:
         return
-    asked = [each for each in strategies if isinstance(each, Speculating) and each.needs_draft]
+    drafting = [each for each in strategies if isinstance(each, Speculating) and each.needs_draft]
     trusting = {
-        plugins.name_of(type(each.verification_rule)) for each in asked if each.verification_rule.reads_confidence
+        plugins.name_of(type(each.verification_rule)) for each in drafting if each.verification_rule.reads_confidence
     }
     if trusting:
         plan.screen.note(
@@ -303,7 +303,7 @@ def prompts(argument: str | None, plan: Plan, command: str, *, whole: bool = Fal
 
     if argument is not None and plan.given.prompts:
         raise UsageError("give a PROMPT or --prompts, not both.")
-    if plan.of_file(argument):
+    if plan.prompts_from_file(argument):
         name, limit = str(plan.settings.prompts), None if whole else plan.settings.limit
         if name == "builtin":
             return builtin()[:limit]

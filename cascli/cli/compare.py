@@ -137,32 +137,32 @@ def command(
 
     required = [Requirement.of(text, scored=False) for text in require or ()]
     plan = common.plan(flags)
-    of_rules = matching.wanted(match, rules, plan)
-    beside = (
+    rule_request = matching.requested(match, rules, plan)
+    defaults = (
         default_strategies(draft=plan.config.draft is not None, head=plan.config.by_head)
-        if of_rules is None
+        if rule_request is None
         else DEFAULT_BASELINES
     )
-    strategies = plan.chosen(beside)
+    strategies = plan.strategies(defaults)
     _check_request(strategies, min_speedup)
     if batch_size > 1 and schedule is Schedule.FAIR:
         raise UsageError("--schedule fair runs one answer per strategy at a time: leave out --batch-size.")
     outputs = export.outputs(plan.settings, formats.COMPARISON)
     if formats.PROFILE in outputs.formats and not any(block_length(each.params) for each in strategies):
         raise UsageError(NOTHING_DRAFTS)
-    prompts, others = matching.prompts(prompt, plan, NAME, of_rules)
+    prompts, others = matching.prompts(prompt, plan, NAME, rule_request)
     if by is not None and len({prompt.category for prompt in prompts}) < 2:
         raise UsageError("--by category: needs prompts of two or more categories (key 'category' in their file).")
     if len(prompts) > 1:
         plan = common.for_several(plan, flags)
     pair = plan.load()
     common.note_cautions(plan, strategies)
-    found = matching.found(of_rules, pair, others, plan)
-    strategies += matching.columns(of_rules, found, plan.settings, strategies)
+    matched = matching.find_settings(rule_request, pair, others, plan)
+    strategies += matching.columns(rule_request, matched, plan.settings, strategies)
     how: dict[str, Any] = {"runs": runs, "schedule": schedule.value, "batch_size": batch_size}
-    done = Repeats(pair, prompts, strategies, plan.settings, matching=found, **how)
+    repeats = Repeats(pair, prompts, strategies, plan.settings, matching=matched, **how)
     how = {"trace": trace.value, "by_category": by is not None, "measure": measure}
-    comparison, ended_by = run_and_show(plan.screen, done, **how, as_json=outputs.printed is not None)
+    comparison, ended_by = run_and_show(plan.screen, repeats, **how, as_json=outputs.printed is not None)
     comparison = common.with_command(comparison)
     if outputs.printed is None:
         print_explanation(comparison, plan.screen)
@@ -178,7 +178,7 @@ def command(
 
 def run_and_show(
     screen: Screen,
-    done: Repeats,
+    repeats: Repeats,
     *,
     trace: Trace = "text",
     by_category: bool = False,
@@ -191,23 +191,23 @@ def run_and_show(
 
     if measure:
         with Progress(screen, "measuring steps", counted=True) as progress:
-            done.time_steps(progress.step)
-    ended_by = _run(screen, done, watched=screen.live and not screen.quiet and not as_json)
+            repeats.time_steps(progress.step)
+    ended_by = _run(screen, repeats, watched=screen.live and not screen.quiet and not as_json)
     if not as_json:
-        print_results(done.comparison(), screen, trace, by_category=by_category)
+        print_results(repeats.comparison(), screen, trace, by_category=by_category)
     if not measure or ended_by is not None:
-        return done.comparison(), ended_by
+        return repeats.comparison(), ended_by
     try:
         with Progress(screen, "measuring steps", counted=True) as progress:
-            return done.comparison(done.steps(progress.step)), None
+            return repeats.comparison(repeats.steps(progress.step)), None
     except Terminated:
         raise
     except KeyboardInterrupt as error:
         screen.note("interrupted while timing steps: the results are complete, but the speed is not explained")
-        return done.comparison(), error
+        return repeats.comparison(), error
 
 
-def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | None:
+def _run(screen: Screen, repeats: Repeats, *, watched: bool) -> BaseException | None:
     """Make all runs, shown live if `watched`. Return what ended them early, if anything.
 
     Raises:
@@ -219,22 +219,22 @@ def _run(screen: Screen, done: Repeats, *, watched: bool) -> BaseException | Non
 
     try:
         with Progress(screen, "warming up"):
-            done.warm_up()
-        if watched and done.batch_size == 1:  # batches have no live view
-            with RaceView(screen, done.specs) as view:
-                done.run(view.event)
+            repeats.warm_up()
+        if watched and repeats.batch_size == 1:  # batches have no live view
+            with RaceView(screen, repeats.specs) as view:
+                repeats.run(view.event)
         else:
             with Progress(screen, "running", counted=True) as progress:
-                done.run(progress.counting("answers", done.answers))
+                repeats.run(progress.counting("answers", repeats.answers))
     except Terminated:
         raise
     except (KeyboardInterrupt, CascliError) as error:
-        if not done.cut_short():
+        if not repeats.cut_short():
             raise
         from cascli.render.marks import short_name
 
-        written = {run.spec for run in done.all_runs}
-        left = ", ".join(short_name(spec, fancy=False) for spec in done.specs if spec not in written)
+        written = {run.spec for run in repeats.all_runs}
+        left = ", ".join(short_name(spec, fancy=False) for spec in repeats.specs if spec not in written)
         why = "failed" if isinstance(error, CascliError) else "interrupted"
         screen.note(f"{why}: these are the answers so far" + (f"; none from {left}" if left else ""))
         return error

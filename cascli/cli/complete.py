@@ -39,9 +39,9 @@ def rules(incomplete: str) -> list[str]:
     """Comma-separated rule names, or `all`."""
     from cascli import rules as package
 
-    before, comma, begun = incomplete.rpartition(",")
+    before, comma, partial = incomplete.rpartition(",")
     names = package.names() if comma else ["all", *package.names()]
-    return [f"{before}{comma}{name}" for name in names if name.startswith(begun) and name not in before.split(",")]
+    return [f"{before}{comma}{name}" for name in names if name.startswith(partial) and name not in before.split(",")]
 
 
 def formats(incomplete: str) -> list[str]:
@@ -56,15 +56,15 @@ def _parameters(name: str, rest: str) -> list[str]:
     from cascli import strategies as all_strategies
     from cascli.errors import UsageError
 
-    before, comma, begun = rest.rpartition(",")
-    if "=" in begun:
+    before, comma, partial = rest.rpartition(",")
+    if "=" in partial:
         return []
     given = dict(part.partition("=")[::2] for part in before.split(",") if part)
     try:
         known = all_strategies.load(name).keys(given)
     except UsageError:
         return []
-    return [f"{name}:{before}{comma}{key}=" for key in known if key.startswith(begun) and key not in given]
+    return [f"{name}:{before}{comma}{key}=" for key in known if key.startswith(partial) and key not in given]
 
 
 def plugins(incomplete: str) -> list[str]:
@@ -102,13 +102,13 @@ def prompts(incomplete: str) -> list[str]:
         folder, name = Path(incomplete or "."), ""
     words = [each for each in ("builtin", *SETS) if each.startswith(incomplete)]
     try:
-        found = sorted(each for each in folder.iterdir() if each.name.startswith(name))
+        entries = sorted(each for each in folder.iterdir() if each.name.startswith(name))
     except OSError:
         return words
     lead = incomplete[: len(incomplete) - len(name)]
-    return words + [f"{lead}{each.name}{'/' if each.is_dir() else ''}" for each in found if _asked(each, name)]
+    return words + [f"{lead}{each.name}{'/' if each.is_dir() else ''}" for each in entries if _is_offered(each, name)]
 
 
-def _asked(path: Path, begun: str) -> bool:
+def _is_offered(path: Path, partial: str) -> bool:
     """Whether a folder or JSONL file is offered; hidden ones only if their dot was typed."""
-    return (path.is_dir() or path.suffix == ".jsonl") and path.name.startswith(".") <= begun.startswith(".")
+    return (path.is_dir() or path.suffix == ".jsonl") and path.name.startswith(".") <= partial.startswith(".")

@@ -29,11 +29,11 @@ def known() -> list[str]:
 
 def unknown(environ: Mapping[str, str]) -> Iterator[str]:
     """A message for each variable with cascli's prefix that is not read, such as a misspelled one."""
-    found = [name for name in environ if name.startswith(PREFIX)]
-    if not found:  # before anything is imported
+    prefixed = [name for name in environ if name.startswith(PREFIX)]
+    if not prefixed:  # before anything is imported
         return
     names = [name.removeprefix(PREFIX) for name in known()]
-    for name in sorted(found):
+    for name in sorted(prefixed):
         if name.removeprefix(PREFIX) in names:
             continue
         hint = suggestion(name.removeprefix(PREFIX), names, prefix=PREFIX) or "; cascli --help lists the known ones."
@@ -45,7 +45,7 @@ def is_on(name: str) -> bool:
     return os.environ.get(name, "").lower() not in ("", "0", "false", "f", "no", "n", "off")
 
 
-def tell_unknown(*, quiet: bool = False) -> None:
+def warn_unknown(*, quiet: bool = False) -> None:
     """Print a line on stderr for each unknown variable, unless only the result is wanted."""
     if not (quiet or is_on("CASCLI_QUIET")):
         for line in unknown(os.environ):

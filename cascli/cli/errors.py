@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from cascli.cli.environment import is_on, tell_unknown
+from cascli.cli.environment import is_on, warn_unknown
 from cascli.errors import CascliError, first_line, plain
 
 INTERRUPTED = 130
@@ -31,7 +31,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            tell_unknown(quiet=bool(kwargs.get("quiet")))
+            warn_unknown(quiet=bool(kwargs.get("quiet")))
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
@@ -43,12 +43,12 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if is_on("CASCLI_DEBUG"):
                 traceback.print_exc()
-            _end(*told(error))
+            _end(*message_and_code(error))
 
     return wrapper
 
 
-def told(error: Exception) -> tuple[str, int]:
+def message_and_code(error: Exception) -> tuple[str, int]:
     """The message for an error, in one or two lines, and its exit code."""
     if isinstance(error, CascliError):
         return str(error), error.exit_code
@@ -56,13 +56,13 @@ def told(error: Exception) -> tuple[str, int]:
         return os_message(error), RUNTIME
     if isinstance(error, RuntimeError | MemoryError):
         return _runtime_message(error), RUNTIME
-    what = f"unexpected {type(error).__name__}: {first_line(error)}"
-    return f"{what}\nCASCLI_DEBUG=1 shows where this happened.", RUNTIME
+    message = f"unexpected {type(error).__name__}: {first_line(error)}"
+    return f"{message}\nCASCLI_DEBUG=1 shows where this happened.", RUNTIME
 
 
 def _end(message: str, code: int) -> NoReturn:
-    behind = "\n" if code == INTERRUPTED and sys.stderr.isatty() else ""  # the ^C that a terminal shows, or an answer
-    print(f"{behind}cascli: {plain(message)}", file=sys.stderr)
+    prefix = "\n" if code == INTERRUPTED and sys.stderr.isatty() else ""  # the ^C that a terminal shows, or an answer
+    print(f"{prefix}cascli: {plain(message)}", file=sys.stderr)
     raise typer.Exit(code) from None
 
 

@@ -72,12 +72,12 @@ def command(
 
     plan = common.plan(flags)
     default = ["target", default_strategy(draft=plan.config.draft is not None)]
-    strategies = plan.chosen(default)
+    strategies = plan.strategies(default)
     folder = None if plan.settings.output is None else Path(plan.settings.output)
     if folder is not None:
         check_folder(folder)
     given = _given(flags)
-    asking = EvaluationOptions(
+    request = EvaluationOptions(
         tasks=_names(tasks),
         include_path=include_path,
         limit=given.limit,
@@ -88,8 +88,8 @@ def command(
         offline=plan.settings.offline,
     )
     with Progress(plan.screen, "finding tasks"):
-        manager = task_manager(asking)
-    evaluating = Evaluating(plan.load(), asking, manager, given, batch_size, folder, common.command_line())
+        manager = task_manager(request)
+    evaluating = Evaluating(plan.load(), request, manager, given, batch_size, folder, common.command_line())
     _run(evaluating, strategies, plan.screen, as_json=plan.settings.json_output)
 
 
@@ -129,10 +129,10 @@ def _run(evaluating: Evaluating, strategies: list[Strategy], screen: Screen, *, 
         raise
     finally:
         if evaluating.results:
-            found = evaluating.evaluation()
+            evaluation = evaluating.evaluation()
             if as_json:
-                print(found.to_json())
+                print(evaluation.to_json())
             else:
-                print_evaluation(found, screen)
+                print_evaluation(evaluation, screen)
             if evaluating.folder is not None:
                 screen.note(f"wrote eval.json and lm-evaluation-harness's files in {evaluating.folder}")

@@ -49,8 +49,10 @@ def command(
 
     plan = common.plan(flags)
     default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
-    strategy = plan.single(default, "generate runs one strategy: choose it with -s, or use compare for several.")
-    if batch_size > 1 and not plan.of_file(prompt):
+    strategy = plan.single_strategy(
+        default, "generate runs one strategy: choose it with -s, or use compare for several."
+    )
+    if batch_size > 1 and not plan.prompts_from_file(prompt):
         raise UsageError("--batch-size is for several prompts: give --prompts, or leave it out.")
     outputs = export.outputs(plan.settings, formats.RUNS)
     prompts = common.prompts(prompt, plan, NAME)
@@ -79,26 +81,26 @@ def command(
 
 
 def _answers(
-    plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs, done: list[Run]
+    plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs, runs: list[Run]
 ) -> None:
-    """Answer all prompts into `done`; if JSON Lines are written, write each answer as soon as it is available."""
+    """Answer all prompts into `runs`; if JSON Lines are written, write each answer as soon as it is available."""
     from cascli.jobs.generate import converse
     from cascli.render.stream import AnswerStream
 
     stream = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
     view = None if outputs.printed else stream  # stdout is used for the result
-    told = _Told(plan.screen, view, prompts)
+    notes = _AnswerNotes(plan.screen, view, prompts)
     with outputs.lines() as add:
         for prompt in prompts:
-            told.begin(prompt, 0)
+            notes.begin(prompt, 0)
             for run in converse(pair, strategy, prompt, plan.settings, None if view is None else view.event):
                 run = common.with_command(run)
-                told.end(run)
+                notes.end(run)
                 add(run)
-                done.append(run)
+                runs.append(run)
                 if run.turn + 1 < len(prompt.turns):
-                    told.begin(prompt, run.turn + 1)
-    told.end_of_all(done)
+                    notes.begin(prompt, run.turn + 1)
+    notes.end_of_all(runs)
 
 
 def _answers_in_batches(
@@ -124,33 +126,33 @@ def _answers_in_batches(
                     add(run)
                 progress.step("answers", len(done), len(prompts))
     finally:  # finished answers are shown even if the command was interrupted
-        told = _Told(plan.screen, None, prompts)
+        notes = _AnswerNotes(plan.screen, None, prompts)
         for place in sorted(done):
             for run in done[place]:
-                told.begin(prompts[place], run.turn)
+                notes.begin(prompts[place], run.turn)
                 if outputs.printed is None:
-                    told.answer(run)
-                told.end(run)
+                    notes.answer(run)
+                notes.end(run)
                 runs.append(run)
-    told.end_of_all(runs)
+    notes.end_of_all(runs)
 
 
-class _Told:
+class _AnswerNotes:
     """Prints the notes around answers: which of several it is, the numbers of each, and the totals."""
 
     def __init__(self, screen: Screen, view: AnswerStream | None, prompts: list[Prompt]) -> None:
         self._screen, self._view, self._places = screen, view, [prompt.id for prompt in prompts]
         self._several = sum(len(prompt.turns) for prompt in prompts) > 1
-        self._apart, self._first = "", True
+        self._separator, self._first = "", True
 
     def begin(self, prompt: Prompt, turn: int) -> None:
-        from cascli.render.summary import asked, title
+        from cascli.render.summary import prompt_label, title
 
         if not self._several:
             return
         where = f"[{self._places.index(prompt.id) + 1}/{len(self._places)}]"
-        self._screen.note(f"{self._apart}{where} {asked(prompt.id, turn, prompt.turns[turn])}", style="bold")
-        self._apart = "\n"
+        self._screen.note(f"{self._separator}{where} {prompt_label(prompt.id, turn, prompt.turns[turn])}", style="bold")
+        self._separator = "\n"
         if self._view is not None:
             self._view.heading(title(prompt.id, turn))
 
@@ -173,10 +175,10 @@ class _Told:
             self._view.end()
             self._view.known |= self._view.seen
         if self._several and not self._screen.verbose:
-            said = [one_line(run), cut_by_context(run)]
+            notes = [one_line(run), cut_by_context(run)]
         else:
-            said = [cut_by_context(run)] if self._view is None else [*lines(run, verbose=self._screen.verbose)]
-        for line in said:
+            notes = [cut_by_context(run)] if self._view is None else [*lines(run, verbose=self._screen.verbose)]
+        for line in notes:
             if line is not None:
                 self._screen.note(line)
 

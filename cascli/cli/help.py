@@ -115,20 +115,20 @@ def _argument(param: Any) -> str:
 
 def row_of(param: Any) -> Row:
     """The names and value of an argument or option, and its help text."""
-    said = " ".join((getattr(param, "help", None) or "").split())
+    help_text = " ".join((getattr(param, "help", None) or "").split())
     if param.param_type_name == "argument":
-        return _argument(param), said
+        return _argument(param), help_text
     is_switch = getattr(param, "is_flag", False)
     on = is_switch and (param.default is True or param.name in ON_BY_DEFAULT)
     names = param.secondary_opts if on and param.secondary_opts else param.opts
-    short, long = ([name for name in names if name.startswith("--") is wanted] for wanted in (False, True))
+    short, long = ([name for name in names if name.startswith("--") is is_long] for is_long in (False, True))
     if long == ["--help"]:
-        said = "Show this page and exit."
+        help_text = "Show this page and exit."
     label = ", ".join([*short, *long]) if short else "    " + ", ".join(long)
     if not is_switch:
         label += f" {_value(param)}"
-        said += _default(param)
-    return label, said
+        help_text += _default(param)
+    return label, help_text
 
 
 def _value(param: Any) -> str:
@@ -152,14 +152,14 @@ def _plain(value: Any) -> Any:
 
 def _commands(group: Any, ctx: Any) -> dict[str, list[Row]]:
     """A group's commands with their first paragraph, by panel."""
-    found: dict[str, list[Row]] = {}
+    panels: dict[str, list[Row]] = {}
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
         if command is not None and not command.hidden:
             panel = getattr(command, "rich_help_panel", None) or "Commands"
-            said = inspect.cleandoc(command.short_help or command.help or "").split("\n\n")[0]
-            found.setdefault(panel, []).append((name, " ".join(said.split())))
-    return found
+            summary = inspect.cleandoc(command.short_help or command.help or "").split("\n\n")[0]
+            panels.setdefault(panel, []).append((name, " ".join(summary.split())))
+    return panels
 
 
 def _table(rows: Iterable[Row], column: int, width: int) -> str:
@@ -168,8 +168,8 @@ def _table(rows: Iterable[Row], column: int, width: int) -> str:
 
 def _row(row: Row, column: int, width: int) -> Iterator[str]:
     """Names and help text side by side, or below each other if the names are long."""
-    names, said = row
-    lines = textwrap.wrap(said, max(width - column - 4, 24), break_on_hyphens=False) or [""]
+    names, text = row
+    lines = textwrap.wrap(text, max(width - column - 4, 24), break_on_hyphens=False) or [""]
     if len(names) > column:
         yield f"  {names}".rstrip()
     else:
@@ -192,10 +192,10 @@ def _epilog(text: str, bold: Any, width: int) -> str:
 def _listed(lines: Sequence[str], width: int) -> Iterator[str]:
     """Lines of `name  description`, aligned, and lines of text, wrapped."""
     rows = [tuple(part.strip() for part in line.strip().partition("  ")[::2]) for line in lines]
-    column = max((len(name) for name, said in rows if said), default=0)
-    for name, said in rows:
-        if said:
-            yield from _row((name, said), column, width)
+    column = max((len(name) for name, text in rows if text), default=0)
+    for name, text in rows:
+        if text:
+            yield from _row((name, text), column, width)
         else:
             yield from textwrap.wrap(
                 name, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False

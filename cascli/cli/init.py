@@ -36,7 +36,7 @@ def command(
     from cascli.config import load_config
 
     _check(file, force)
-    config = common.pair_asked(flags)
+    config = common.requested_pair(flags)
     if config is None:
         raise UsageError(
             "init writes a file for your own models: give --draft and --target (or --target alone).\n"
@@ -71,17 +71,19 @@ def _survey(plan: common.Plan) -> PairSurvey:
         return survey(plan.config, offline=plan.settings.offline, report=progress.report, on_stage=progress.stage)
 
 
-def pair_file(config: PairConfig, found: PairSurvey, file: Path) -> str:
+def pair_file(config: PairConfig, survey: PairSurvey, file: Path) -> str:
     """The content of a pair file that is stored at `file`."""
     from cascli.config import yaml_text
 
-    roles = "\n".join(_role(role, config, found, file) for role in config.models)
-    shared = f"{found.vocab:,} token ids are shared" if len(config.models) > 1 else f"{found.vocab:,} token ids"
-    if found.shared is not None:
-        shared = f"The tokenizers differ: the draft can produce {found.shared:,} of the target's {found.vocab:,} tokens"
-    chat = "has a chat template" if found.chat else "has no chat template: prompts are continued as they are"
-    context = "" if found.context is None else f" Texts of up to {found.context:,} tokens."
-    sizes = ", ".join(f"{_gb(found.weight_bytes(dtype))} in {dtype}" for dtype in ("float32", "bfloat16", "int8"))
+    roles = "\n".join(_role(role, config, survey, file) for role in config.models)
+    shared = f"{survey.vocab:,} token ids are shared" if len(config.models) > 1 else f"{survey.vocab:,} token ids"
+    if survey.shared is not None:
+        shared = (
+            f"The tokenizers differ: the draft can produce {survey.shared:,} of the target's {survey.vocab:,} tokens"
+        )
+    chat = "has a chat template" if survey.chat else "has no chat template: prompts are continued as they are"
+    context = "" if survey.context is None else f" Texts of up to {survey.context:,} tokens."
+    sizes = ", ".join(f"{_gb(survey.weight_bytes(dtype))} in {dtype}" for dtype in ("float32", "bfloat16", "int8"))
     return f"""# A pair for cascli; its keys are explained in configs/pair.schema.json and docs/pairs.md.
 # {shared}; the target {chat}.{context}
 # The weights take {sizes} (int8 on a CPU only).
@@ -93,23 +95,23 @@ defaults:  # any flag, by its long name with underscores; flags and CASCLI_... o
   # num_speculative_tokens: 4
   # system: You are a helpful assistant.
 about:
-  memory_gb: {found.auto_bytes() / 1e9:.2g}  # of weights, with dtype: auto on a CPU
+  memory_gb: {survey.auto_bytes() / 1e9:.2g}  # of weights, with dtype: auto on a CPU
 """
 
 
-def _role(role: str, config: PairConfig, found: PairSurvey, file: Path) -> str:
+def _role(role: str, config: PairConfig, survey: PairSurvey, file: Path) -> str:
     from cascli.config import yaml_text
 
-    model, size = config.models[role], found.models[role]
+    model, size = config.models[role], survey.models[role]
     source = model.source.model_dump()
     if "path" in source:
         source["path"] = _as_seen_from(file, source["path"])
     keys = ", ".join(f"{key}: {yaml_text(value)}" for key, value in source.items())
-    said = f"source: {{{keys}}}"
+    source_line = f"source: {{{keys}}}"
     if role == "draft" and config.by_head:
-        said = f"eagle3: {yaml_text('path:' + source['path'] if 'path' in source else str(model.source))}"
+        source_line = f"eagle3: {yaml_text('path:' + source['path'] if 'path' in source else str(model.source))}"
     return f"""{role}:  # {size.kind}, {size.layers} layers, {_weights(size.weights)} weights
-  {said}
+  {source_line}
   dtype: auto  # or float32, bfloat16, float16, int8"""
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cascli.strategies import Strategy
 
 
-def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> RuleRequest | None:
+def requested(match: Sequence[str] | None, rules: str | None, plan: Plan) -> RuleRequest | None:
     """The requested rules and their budgets; None if neither is requested.
 
     Raises:
@@ -29,40 +29,40 @@ def wanted(match: Sequence[str] | None, rules: str | None, plan: Plan) -> RuleRe
     from cascli.decoding.plugin_checks import broken_rules
     from cascli.jobs.match import check_pair, parse_budget, parse_request
 
-    asked = parse_request([parse_budget(text) for text in match or []], rules)
+    request = parse_request([parse_budget(text) for text in match or []], rules)
     if rules is None or rules.strip() == "all":
-        tell_left_out(plan.screen, *broken_rules().values())
-    if asked.budgets:
+        note_left_out(plan.screen, *broken_rules().values())
+    if request.budgets:
         check_pair(draft=plan.config.draft is not None)
-    return asked
+    return request
 
 
-def tell_left_out(screen: Screen, *broken: str) -> None:
+def note_left_out(screen: Screen, *broken: str) -> None:
     """Report why broken third-party plug-ins were left out."""
     for why in broken:
         screen.note(f"left out: {why}")
 
 
 def prompts(
-    argument: str | None, plan: Plan, command: str, asked: RuleRequest | None
+    argument: str | None, plan: Plan, command: str, request: RuleRequest | None
 ) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to measure, and others for calibration if there is a budget."""
-    from cascli.prompts import apart
+    from cascli.prompts import split_for_calibration
 
-    if asked is None or not asked.budgets:
+    if request is None or not request.budgets:
         return common.prompts(argument, plan, command), []
-    return apart(common.prompts(argument, plan, command, whole=True), plan.settings.limit)
+    return split_for_calibration(common.prompts(argument, plan, command, whole=True), plan.settings.limit)
 
 
-def found(asked: RuleRequest | None, pair: Pair, others: Sequence[Prompt], plan: Plan) -> Matching | None:
+def find_settings(request: RuleRequest | None, pair: Pair, others: Sequence[Prompt], plan: Plan) -> Matching | None:
     """Find the settings that meet the budgets, and report the rules that meet none."""
-    if asked is None or not asked.budgets:
+    if request is None or not request.budgets:
         return None
     from cascli.cli.progress import Progress
     from cascli.jobs.match import calibrate
 
     with Progress(plan.screen, "calibrating", counted=True) as progress:
-        matching = calibrate(pair, others, plan.settings, asked, progress.step)
+        matching = calibrate(pair, others, plan.settings, request, progress.step)
     for name in matching.without_dial:
         plan.screen.note(f"not matched: {name} declares no dial")
     for each in matching.matched:
@@ -72,9 +72,9 @@ def found(asked: RuleRequest | None, pair: Pair, others: Sequence[Prompt], plan:
 
 
 def columns(
-    asked: RuleRequest | None, matching: Matching | None, settings: Resolved, beside: Sequence[Strategy]
+    request: RuleRequest | None, matching: Matching | None, settings: Resolved, given: Sequence[Strategy]
 ) -> list[Strategy]:
     """The strategies that rules add to the ones given."""
     from cascli.jobs import match
 
-    return [] if asked is None else match.columns(asked, matching, settings, beside)
+    return [] if request is None else match.columns(request, matching, settings, given)

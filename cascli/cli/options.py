@@ -219,12 +219,12 @@ def with_shared(*keys: str, folder: bool = False, **helps: str) -> Callable[[Cal
     `helps` replaces the shared help text of an option for this command, such as the possible formats of `output`;
     `folder` marks `output` as a folder.
     """
-    wanted: Sequence[str] = keys or tuple(SHARED)
+    option_keys: Sequence[str] = keys or tuple(SHARED)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
         parameters = [parameter for name, parameter in own.items() if name != "flags"]
-        for key in wanted:
+        for key in option_keys:
             kind, option = SHARED[key]
             if key in helps:
                 option = copy.copy(option)
@@ -240,7 +240,7 @@ def with_shared(*keys: str, folder: bool = False, **helps: str) -> Callable[[Cal
         def wrapper(**values: Any) -> None:
             from cascli.settings import checked
 
-            shared = {key: values.pop(key) for key in wanted}
+            shared = {key: values.pop(key) for key in option_keys}
             models = {key: shared.pop(key) for key in PAIR if key in shared}
             given = {key: value for key, value in shared.items() if value not in (None, [])}
             flags = Flags(checked(given, spell=flag_name), **models)

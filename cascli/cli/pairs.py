@@ -68,15 +68,15 @@ def path(
     config = load_config(pair)
     if role is not None and role not in config.models:
         raise UsageError(f"{pair}: has no '{role}'; it has {' and '.join(config.models)}.")
-    wanted = {name: model.source for name, model in config.models.items() if role in (None, name)}
-    found = {
-        name: None if isinstance(source, RandomSource) else store.locate(source) for name, source in wanted.items()
+    sources = {name: model.source for name, model in config.models.items() if role in (None, name)}
+    folders = {
+        name: None if isinstance(source, RandomSource) else store.locate(source) for name, source in sources.items()
     }
     if flags.given.json_output:
-        paths = {name: None if folder is None else str(folder) for name, folder in found.items()}
+        paths = {name: None if folder is None else str(folder) for name, folder in folders.items()}
         print(json.dumps({"schema": "cascli.pair-paths/1", **paths}))
         return
-    for name, folder in found.items():
+    for name, folder in folders.items():
         if folder is None:
             raise RunError(_nowhere(pair, name, config))
         print(folder if role is not None else f"{name}: {folder}")
@@ -108,31 +108,31 @@ def rm(
     view = screen(settings.color, quiet=settings.quiet)
     config = load_config(pair)
     others = {name: load_config(name) for name in pair_files() if name != pair}
-    found = held(config, others)
-    for each in found:
-        if each.used_by:
-            view.note(f"{each.role}: kept, because {', '.join(each.used_by)} needs it too")
-    gone = [each for each in found if each.bytes and not each.used_by]
-    if not gone:
+    models = held(config, others)
+    for model in models:
+        if model.used_by:
+            view.note(f"{model.role}: kept, because {', '.join(model.used_by)} needs it too")
+    removable = [model for model in models if model.bytes and not model.used_by]
+    if not removable:
         view.note(f"{pair}: nothing to remove")
         return
-    for each in gone:
-        for line in _places(each):
+    for model in removable:
+        for line in _places(model):
             view.note(line)
-    total = sum(each.bytes for each in gone)
+    total = sum(model.bytes for model in removable)
     if not yes and not _agreed(f"Remove {size(total)}?"):
         view.note("nothing was removed")
         return
-    for each in gone:
-        remove(each)
+    for model in removable:
+        remove(model)
     print(f"removed {total:,} bytes ({size(total)})")
 
 
-def _places(what: Held) -> list[str]:
+def _places(model: Held) -> list[str]:
     """Where a model is stored, one line per place."""
-    lines = [f"{what.role}: {path}" for path in what.paths]
-    if what.snapshot is not None:
-        lines.append(f"{what.role}: {what.snapshot} (in the hub's cache, which other programs use too)")
+    lines = [f"{model.role}: {path}" for path in model.paths]
+    if model.snapshot is not None:
+        lines.append(f"{model.role}: {model.snapshot} (in the hub's cache, which other programs use too)")
     return lines
 
 
@@ -160,11 +160,15 @@ def describe(name: str) -> dict[str, Any]:
     from cascli.config import PypiSource, load_config
 
     config = load_config(name)
-    odd = [model.source for model in config.models.values() if isinstance(model.source, PypiSource)]
+    pypi_sources = [model.source for model in config.models.values() if isinstance(model.source, PypiSource)]
     return {
         "name": name,
         **{role: str(model.source) for role, model in config.models.items()},
-        **({"about_sources": f"each of {' and '.join(each.pypi for each in odd)} {PypiSource.about}"} if odd else {}),
+        **(
+            {"about_sources": f"each of {' and '.join(each.pypi for each in pypi_sources)} {PypiSource.about}"}
+            if pypi_sources
+            else {}
+        ),
         "download_gb": config.about.download_gb,
         "memory_gb": config.about.memory_gb,
         "licence": config.about.licence,

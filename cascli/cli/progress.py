@@ -48,7 +48,7 @@ class Progress:
         bar = 24 if counted and screen.err.width >= ROOMY else 16
         self._bars = Bars(
             SpinnerColumn(),
-            _What(screen.err, bar, counted=counted),
+            _Description(screen.err, bar, counted=counted),
             BarColumn(bar_width=bar),
             *([MofNCompleteColumn(), TimeElapsedColumn()] if counted else [_Amount(), _Time()]),
             *([TextColumn("left"), TimeRemainingColumn()] if counted else []),
@@ -122,7 +122,7 @@ class Progress:
         self._bars.update(self._tasks[""], description=f"{self._title}, round {self._ticks}")
 
 
-class _What(ProgressColumn):
+class _Description(ProgressColumn):
     """What is being done, shortened so that bar, count and time left keep their places.
 
     A long name is cut in the middle: it starts with what is being done and ends with its speed.
@@ -134,8 +134,8 @@ class _What(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """The description in one line."""
-        beside = COUNTED if self._counted else BYTES if task.fields.get("in_bytes") else SHARE
-        room = max(self._console.width - self._bar - beside, LEAST)
+        reserved = COUNTED if self._counted else BYTES if task.fields.get("in_bytes") else SHARE
+        room = max(self._console.width - self._bar - reserved, LEAST)
         return Text(shortened(" ".join(task.description.split()), room, "…" if unicode_ok(self._console) else ".."))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascli.cli import complete
-from cascli.cli.common import pair_asked
+from cascli.cli.common import requested_pair
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CheckFailed
 
@@ -43,7 +43,7 @@ def command(
     from cascli.settings import from_environment, resolve
     from cascli.weights import store
 
-    config = pair_asked(replace(flags, config=pair)) or load_config(DEFAULT_PAIR)
+    config = requested_pair(replace(flags, config=pair)) or load_config(DEFAULT_PAIR)
     settings = resolve(flags.given, from_environment(), config.defaults)
     view = screen(settings.color, quiet=settings.quiet)
     changed = []

@@ -47,16 +47,16 @@ def models_of(task: str, flags: Flags) -> Models | None:
     from cascli.config import pair_files
     from cascli.sweeps.plan import load_plan, pair_of, plan_file
 
-    if common.pair_asked(flags) is not None:
+    if common.requested_pair(flags) is not None:
         return None
     file = plan_file(task)
-    asked = load_plan(file)
-    pair = pair_of(asked, file.parent, str(file))
-    if isinstance(asked.pair, str):
-        named = asked.pair if asked.pair in pair_files() else str(file.parent / Path(asked.pair).expanduser())
+    sweep = load_plan(file)
+    pair = pair_of(sweep, file.parent, str(file))
+    if isinstance(sweep.pair, str):
+        named = sweep.pair if sweep.pair in pair_files() else str(file.parent / Path(sweep.pair).expanduser())
     else:
         named = "PAIR.yaml"
-    return Models(pair, named, asked.chosen_dtype)
+    return Models(pair, named, sweep.chosen_dtype)
 
 
 def scored(
@@ -84,23 +84,23 @@ def scored(
     from cascli.sweeps.run import allowed
     from cascli.sweeps.tasks import task_of
 
-    asked, here, where = _plan_of(task, settings.prompts, metric)
-    if asked.max_prompt_tokens is not None:
+    sweep, folder, where = _plan_of(task, settings.prompts, metric)
+    if sweep.max_prompt_tokens is not None:
         raise UsageError(f"--task: {task} cuts its prompts (max_prompt_tokens), which only sweeps do.")
-    limit = settings.limit if asked.task.kind == "reasoning-gym" else None  # it makes as many as requested
-    asked_here = asked.model_copy(update={"limit": limit, "match": None})
-    found = task_of(asked_here, here, offline=settings.offline, where=where)
-    if found.metric == "pass@1":
-        found, warning = allowed(found, allow=allow_code, unsafe=unsafe_code)
+    limit = settings.limit if sweep.task.kind == "reasoning-gym" else None  # it makes as many as requested
+    limited = sweep.model_copy(update={"limit": limit, "match": None})
+    loaded = task_of(limited, folder, offline=settings.offline, where=where)
+    if loaded.metric == "pass@1":
+        loaded, warning = allowed(loaded, allow=allow_code, unsafe=unsafe_code)
         if warning is not None:
             plan.screen.note(warning)
-    if found.metric == "corpus-bleu":
+    if loaded.metric == "corpus-bleu":
         raise UsageError("the metric corpus-bleu scores all answers together and has no mean; use bleu or chrf.")
-    if found.needs_target and settings.temperature:
+    if loaded.needs_target and settings.temperature:
         raise UsageError("the metric agreement needs greedy answers: give --temperature 0, or another metric.")
     if task is not None:
-        settings = _settings_of(asked, settings, flags)
-    return Scored(_prompts(found), _score(found), settings)
+        settings = _settings_of(sweep, settings, flags)
+    return Scored(_prompts(loaded), _score(loaded), settings)
 
 
 def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple[SweepPlan, Path, str]:
@@ -117,23 +117,23 @@ def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple
         raise UsageError(f"--metric: {unknown('metric', str(metric), known)}")
     if prompts is None or prompts == "-":
         raise UsageError("--metric: give --prompts FILE.jsonl, with a 'reference' to score each answer against.")
-    kind = {"kind": "builtin"} if prompts == "builtin" else {"kind": "jsonl", "path": prompts}
-    asked = TaskConfig.model_validate({**kind, "metric": metric})
-    return SweepPlan(strategies=["target"], task=asked), Path(), ""
+    source = {"kind": "builtin"} if prompts == "builtin" else {"kind": "jsonl", "path": prompts}
+    config = TaskConfig.model_validate({**source, "metric": metric})
+    return SweepPlan(strategies=["target"], task=config), Path(), ""
 
 
-def _settings_of(asked: SweepPlan, settings: Resolved, flags: Flags) -> Resolved:
+def _settings_of(sweep: SweepPlan, settings: Resolved, flags: Flags) -> Resolved:
     """The settings, with those of the task's file where neither a flag nor the environment sets them."""
     from cascli.settings import from_environment
 
     given = {**from_environment().given(), **flags.given.given()}
     own: dict[str, Any] = {
-        "max_new_tokens": asked.max_new_tokens,
-        "system": asked.system,
-        "raw": asked.raw,
-        "stop": asked.stop,
-        "top_k": asked.top_k,
-        "top_p": asked.top_p,
+        "max_new_tokens": sweep.max_new_tokens,
+        "system": sweep.system,
+        "raw": sweep.raw,
+        "stop": sweep.stop,
+        "top_k": sweep.top_k,
+        "top_p": sweep.top_p,
     }
     return replace(settings, **{key: value for key, value in own.items() if key not in given})
 

@@ -47,11 +47,11 @@ def table_of(folder: Path) -> SweepTable:
     records = Records(folder)
     header = records.header()
     plan = with_strategies(header.plan, header.added())
-    found = rows(records.read(), plan)
-    if not found:
+    table_rows = rows(records.read(), plan)
+    if not table_rows:
         raise UsageError(f"{folder}: no answers yet")
     categories = by_category(records.read(), plan)
-    return SweepTable(metric=header.metric, rows=found, categories=categories, made_from=header)
+    return SweepTable(metric=header.metric, rows=table_rows, categories=categories, made_from=header)
 
 
 def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[], str | bytes]]:
@@ -133,8 +133,10 @@ def _row(cells: Mapping[str, str]) -> SweepRow:
         values[f"{name}_interval"] = None if None in bounds else bounds
         values[f"{name}_interval_kind"] = cells.get(f"{column}_kind", cells.get(f"{column}_interval_kind"))
     tested = cells.get("tested_acceptance_rate")
-    calls, each = (float(cells.get(name, "0")) for name in ("target_calls_per_token", "target_calls_per_answer"))
-    prompts = round(calls * float(cells.get("tokens", "0")) / each) if each else None
+    calls_per_token, calls_per_answer = (
+        float(cells.get(name, "0")) for name in ("target_calls_per_token", "target_calls_per_answer")
+    )
+    prompts = round(calls_per_token * float(cells.get("tokens", "0")) / calls_per_answer) if calls_per_answer else None
     values |= {
         "family": family(cells["strategy"]),
         # The file counts each turn of a prompt with several turns; the target's calls give the number of prompts.

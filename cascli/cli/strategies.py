@@ -43,8 +43,8 @@ def command(
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet)
     packages = {"strategies": strategies, "rules": rules, "drafters": drafters, "stops": stops}
-    wanted = _wanted(names or [], {each for package in packages.values() for each in package.names()})
-    plugins = {kind: list(_described(kind, package, wanted, view)) for kind, package in packages.items()}
+    selected = _selected(names or [], {each for package in packages.values() for each in package.names()})
+    plugins = {kind: list(_described(kind, package, selected, view)) for kind, package in packages.items()}
     if settings.json_output:
         print(json.dumps({"schema": "cascli.strategies/1", **plugins}))
     elif settings.quiet and names:
@@ -55,41 +55,41 @@ def command(
         view.out.print(catalogue(plugins))
 
 
-def _wanted(names: Sequence[str], known: set[str]) -> set[str]:
+def _selected(names: Sequence[str], known: set[str]) -> set[str]:
     """The names to show; a full strategy string selects the strategy and the parts it names.
 
     Raises:
         UsageError: an unknown name.
     """
-    found: set[str] = set()
+    selected: set[str] = set()
     for name in names:
         strategy, _, rest = name.partition(":")
         parts = [part.partition("=")[2] for part in rest.split(",") if part.startswith(("rule=", "draft=", "stop="))]
         for each in (strategy, *parts):
             if each not in known:
                 raise UsageError(unknown("strategy, rule, drafter or stop", each, known))
-            found.add(each)
-    return found or known
+            selected.add(each)
+    return selected or known
 
 
-def _described(kind: str, package: Any, wanted: set[str], view: Screen) -> Iterator[dict[str, Any]]:
+def _described(kind: str, package: Any, selected: set[str], view: Screen) -> Iterator[dict[str, Any]]:
     """Describe every wanted plug-in; a third-party one that cannot be imported is reported and hides no other."""
     from cascli.blame import label
     from cascli.plugins import is_own, unreachable
 
-    for said in unreachable(package):
-        view.note(said)
+    for message in unreachable(package):
+        view.note(message)
     for name in package.names():
         try:
-            if name in wanted:
-                found = package.load(name)
-                yield describe(name, found) | {"written": written(kind, name)}
+            if name in selected:
+                plugin = package.load(name)
+                yield describe(name, plugin) | {"written": written(kind, name)}
         except CascliError as error:
             view.note(str(error))
         except Exception as error:  # whatever a third-party class raises
-            if is_own(found):
+            if is_own(plugin):
                 raise
-            view.note(f"{label(found)}: {raised(error)}")
+            view.note(f"{label(plugin)}: {raised(error)}")
 
 
 def written(kind: str, name: str) -> list[str]:
@@ -100,7 +100,7 @@ def written(kind: str, name: str) -> list[str]:
     if kind == "strategies":
         return [strategies.parse(name).spec]
     key = {"rules": "rule", "drafters": "draft", "stops": "stop"}[kind]
-    found = []
+    specs = []
     for strategy in strategies.names():
         try:
             if key not in strategies.load(strategy).parts():
@@ -115,30 +115,30 @@ def written(kind: str, name: str) -> list[str]:
         else:
             # For the others, the parameters matter less, and the whole string would not fit on a terminal's line.
             length = "k=auto" if kind == "stops" and name != "never" else "k=4"
-            found.append(spec if kind == "rules" else f"{strategy}:{key}={name},{length}")
-    return found
+            specs.append(spec if kind == "rules" else f"{strategy}:{key}={name},{length}")
+    return specs
 
 
-def describe(name: str, kind: Any) -> dict[str, Any]:
+def describe(name: str, plugin: Any) -> dict[str, Any]:
     """How a strategy, a rule, a drafter or a stop describes itself."""
-    summary = getattr(kind, "summary", "") or (kind.__doc__ or "").splitlines()[0]
-    told = {"name": name, "summary": summary, "source": kind.source, "parameters": parameters(kind)}
+    summary = getattr(plugin, "summary", "") or (plugin.__doc__ or "").splitlines()[0]
+    description = {"name": name, "summary": summary, "source": plugin.source, "parameters": parameters(plugin)}
     for attribute in (
         *("formula", "lossless_when", "greedy", "relatives", "needs_model", "one_hot", "by_prefix", "reads_confidence"),
     ):
-        if isinstance(value := getattr(kind, attribute, None), bool | str):
-            told[attribute] = value
-    if getattr(kind, "dial", None) is not None:
-        told["dial"] = str(kind.dial)
-    return told
+        if isinstance(value := getattr(plugin, attribute, None), bool | str):
+            description[attribute] = value
+    if getattr(plugin, "dial", None) is not None:
+        description["dial"] = str(plugin.dial)
+    return description
 
 
-def parameters(kind: Any) -> list[dict[str, Any]]:
+def parameters(plugin: Any) -> list[dict[str, Any]]:
     """Name, default and range of each parameter."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(plugin, include_extras=True)
     rows = []
-    for field in fields(kind):
-        part = kind.parts().get(field.name) if hasattr(kind, "parts") else None
+    for field in fields(plugin):
+        part = plugin.parts().get(field.name) if hasattr(plugin, "parts") else None
         if part is not None:
             rows.append({"name": field.name, "default": part.default, "range": f"one of the {part.kind}s below"})
             continue

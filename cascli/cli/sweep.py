@@ -121,9 +121,9 @@ def command(
         raise UsageError("--require checks answers: leave out --dry-run and --rule-curves.")
     path = plan_file(file)
     plan = load_plan(path)
-    asked = common.pair_asked(flags)
-    plan = _overridden(plan, flags, asked, batch_size)
-    settings = common.plan(flags, asked or pair_of(plan, path.parent, str(path)))
+    pair = common.requested_pair(flags)
+    plan = _overridden(plan, flags, pair, batch_size)
+    settings = common.plan(flags, pair or pair_of(plan, path.parent, str(path)))
     k = flags.given.num_speculative_tokens
     if k is not None and plan.match is None and all(block_length(parse(spec).params) != k for spec in plan.specs()):
         settings.screen.note(f"-k {k} has no effect: every strategy of this sweep that drafts sets its own k.")
@@ -166,14 +166,14 @@ def _folder(output: str) -> Path:
     return folder
 
 
-def _overridden(plan: SweepPlan, flags: Flags, asked: PairConfig | None, batch_size: int | None) -> SweepPlan:
+def _overridden(plan: SweepPlan, flags: Flags, pair: PairConfig | None, batch_size: int | None) -> SweepPlan:
     """The plan with the values of its file overridden by flags, else by the environment."""
     from cascli.settings import from_environment
     from cascli.sweeps.overriding import overridden
 
     plan = overridden(plan, from_environment().model_copy(update=flags.given.given()), batch_size)
-    if asked is not None:
-        plan = plan.model_copy(update={"pair": asked.recorded})
+    if pair is not None:
+        plan = plan.model_copy(update={"pair": pair.recorded})
     return plan
 
 
@@ -211,9 +211,9 @@ def _run(
             header = completed_header(executor, plan, header, before, progress.step)
     else:
         header = completed_header(executor, plan, header, before)
-    for each in header.budgets:
-        if not each.met:
-            settings.screen.note(f"not matched: {each}")
+    for budget in header.budgets:
+        if not budget.met:
+            settings.screen.note(f"not matched: {budget}")
     records.write_header(header)
     plan = with_strategies(plan, header.added())
     try:

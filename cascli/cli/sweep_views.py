@@ -167,8 +167,8 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     if header.plan.by is not None:
         write(records.folder / "categories.csv", csv_of(tidy_categories(groups, header)))
     write(records.folder / "report.html", report(header, table, svg, list(records.read())))
-    made = ["results.csv", "report.html", *(["quality-cost.svg"] if svg else []), *_profile(table, records, header)]
-    screen.note(f"wrote {', '.join(made[:-1])} and {made[-1]} in {records.folder}")
+    written = ["results.csv", "report.html", *(["quality-cost.svg"] if svg else []), *_profile(table, records, header)]
+    screen.note(f"wrote {', '.join(written[:-1])} and {written[-1]} in {records.folder}")
 
 
 def _profile(table: list[SweepRow], records: Records, header: Header) -> list[str]:
@@ -178,10 +178,10 @@ def _profile(table: list[SweepRow], records: Records, header: Header) -> list[st
     from cascli.sweeps.speculation_profile import of_sweep
 
     try:
-        found = of_sweep(records.read(), header, list(dict.fromkeys(row.strategy for row in table)))
+        profile = of_sweep(records.read(), header, list(dict.fromkeys(row.strategy for row in table)))
     except UsageError:  # nothing drafts ahead, or the answers predate these counts
         return []
-    write(records.folder / FILE, found.to_json() + "\n")
+    write(records.folder / FILE, profile.to_json() + "\n")
     return [FILE]
 
 

@@ -39,7 +39,7 @@ def command(
     from cascli.render.audit import heading, row, verdict
 
     plan = common.plan(flags)
-    chosen = common.chosen(flags.given.strategy or [], plan.settings.num_speculative_tokens)
+    chosen = common.parse_strategies(flags.given.strategy or [], plan.settings.num_speculative_tokens)
     outputs = export.outputs(plan.settings, formats.AUDIT)
     pair = plan.load()
     shown = outputs.printed is None

@@ -46,7 +46,7 @@ from cascli.jobs.race import race
 from cascli.models.calls import ROLES, Calls
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
-from cascli.prompts import Prompt, apart
+from cascli.prompts import Prompt, split_for_calibration
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy
 from cascli.trace import Handover, Run, block_length, now
@@ -152,7 +152,7 @@ def compare(
     bars = notebook.bars()
     with bars or nullcontext():
         if request is not None and request.budgets:
-            all_prompts, others = apart(all_prompts)
+            all_prompts, others = split_for_calibration(all_prompts)
             matching = matched.calibrate(pair, others, settings, request, on_progress or bars)
         if request is not None:
             columns += matched.columns(request, matching, settings, columns)

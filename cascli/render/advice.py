@@ -30,8 +30,8 @@ def print_advice(advice: Advice, screen: Screen) -> None:
     out.print(Text(verdict(advice)), style="bold")
     if screen.quiet:
         return
-    for said in advice.finding.sentences:
-        out.print(Text(said))
+    for line in advice.finding.sentences:
+        out.print(Text(line))
     _part(out, f"Measured: whole answers to {len(advice.confirmed_on)} prompts, interleaved", _measured(advice, out))
     if advice.explanation is not None:
         # The table's speeds are over prompts, each with its own ratio, or over answers.
@@ -58,7 +58,7 @@ def _print_predictions(advice: Advice, screen: Screen) -> None:
         out.print(Text("\nNo rule with a mean TV of up to 0.2 is predicted to beat lossless speculation."))
     if advice.levers:
         _part(out, "What would change it: plain speculation, predicted", _levers(advice, out))
-        out.print(Text(_most(advice)))
+        out.print(Text(_largest_gain(advice)))
 
 
 def verdict(advice: Advice) -> str:
@@ -150,9 +150,9 @@ def _shown(advice: Advice) -> list[Candidate]:
 
 def _predicted(candidates: list[Candidate], console: Console, *, fancy: bool) -> Table:
     table = _table(console, ("strategy", "tokens\na round", "predicted\nspeed", "interval\nof prompts"))
-    for each in candidates:
-        name = short_name(each.strategy, fancy=fancy)
-        figures = number(each.tokens_per_round, 2), f"{each.gain:.2f}x", _interval(each.speed)
+    for candidate in candidates:
+        name = short_name(candidate.strategy, fancy=fancy)
+        figures = number(candidate.tokens_per_round, 2), f"{candidate.gain:.2f}x", _interval(candidate.speed)
         table.add_row(name, *figures)
     return table
 
@@ -160,9 +160,9 @@ def _predicted(candidates: list[Candidate], console: Console, *, fancy: bool) ->
 def _levels(advice: Advice, console: Console, *, fancy: bool) -> Table:
     table = _table(console, ("the best rule", "mean TV\nat most", "mean TV", "speed", "drafts\nthat pass"))
     for level in advice.levels:
-        each = level.candidate
-        figures = (f"{level.max_tv:g}", tv(each.mean_tv), f"{each.gain:.2f}x", number(each.acceptance))
-        table.add_row(short_name(each.strategy, fancy=fancy), *figures)
+        candidate = level.candidate
+        figures = (f"{level.max_tv:g}", tv(candidate.mean_tv), f"{candidate.gain:.2f}x", number(candidate.acceptance))
+        table.add_row(short_name(candidate.strategy, fancy=fancy), *figures)
     return table
 
 
@@ -173,10 +173,10 @@ def _levers(advice: Advice, console: Console) -> Table:
     return table
 
 
-def _most(advice: Advice) -> str:
+def _largest_gain(advice: Advice) -> str:
     """The change that would help most, in a sentence."""
-    most = max(advice.levers, key=lambda each: each.gain)
-    return f"The largest gain would come from: {most.change}, {most.gain:.2f}x instead of {advice.levers[0].gain:.2f}x."
+    best = max(advice.levers, key=lambda each: each.gain)
+    return f"The largest gain would come from: {best.change}, {best.gain:.2f}x instead of {advice.levers[0].gain:.2f}x."
 
 
 def _basis(advice: Advice) -> Iterator[str]:

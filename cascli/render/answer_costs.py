@@ -63,10 +63,12 @@ def outcome(costs: AnswerCosts | None) -> str:
 
 def _over_prompts(name: str, show: Callable[[float], str]) -> Callable[[Priced], str]:
     def fill(costs: AnswerCosts) -> str:
-        found: Percentiles | None = getattr(costs.per_prompt, name, None)
-        if found is None:
+        percentiles: Percentiles | None = getattr(costs.per_prompt, name, None)
+        if percentiles is None:
             return DASH
-        return " / ".join(show(value) for value in (found.p50, found.p90, found.p99) if value is not None)
+        return " / ".join(
+            show(value) for value in (percentiles.p50, percentiles.p90, percentiles.p99) if value is not None
+        )
 
     return _of_costs(fill)
 
@@ -111,8 +113,8 @@ def _distances(*, greedy: bool) -> list[Column]:
 
 
 def _waste(d: Distances) -> str:
-    found = waste(d)
-    return DASH if found is None else f"{max(found, 0.0):.3f}"
+    share = waste(d)
+    return DASH if share is None else f"{max(share, 0.0):.3f}"
 
 
 def cost_tables(rows: Sequence[Priced], console: Console, *, greedy: bool) -> list[Table]:
@@ -152,10 +154,10 @@ def table_notes(rows: Sequence[Priced], *, greedy: bool | None) -> str:
     """What the columns are relative to; `greedy` is True for temperature 0 alone, None for that and others."""
     regret, kl = "regret log max p1 - log p1(x)", "KL(pi || p)"
     what = {True: regret, False: kl, None: f"{kl}, at temperature 0 {regret}"}[greedy]
-    over = list(dict.fromkeys(row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless))
+    baselines = list(dict.fromkeys(row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless))
     first = next((row.strategy for row in rows if row.strategy.partition(":")[0] == "speculative"), "the first of them")
-    which = f", whichever has the strategy's own parameters, else {first}" if len(over) > 1 else ""
-    against = f"tokens a round and calls against {' or '.join(over)}{which}; " if over else ""
+    which = f", whichever has the strategy's own parameters, else {first}" if len(baselines) > 1 else ""
+    against = f"tokens a round and calls against {' or '.join(baselines)}{which}; " if baselines else ""
     return (
         f"{against}length against target{_brackets(rows)}; nats: {what}; out of head: kept drafts per 1,000 tokens that"
         " the exact test would have rejected and the target finds less than a fifth as likely as its best"
@@ -166,34 +168,34 @@ def _brackets(rows: Sequence[Priced]) -> str:
     """What the brackets after ratios mean."""
     costs = [row.costs for row in rows if row.costs is not None]
     kinds = {ratio.interval_kind for each in costs for ratio in (each.calls_to_lossless, each.length) if ratio}
-    said = {"95%": "( ) 95% interval over prompts", "range": "[ ] range over prompts"}
-    return "".join(f", {text}" for kind, text in said.items() if kind in kinds)
+    meanings = {"95%": "( ) 95% interval over prompts", "range": "[ ] range over prompts"}
+    return "".join(f", {text}" for kind, text in meanings.items() if kind in kinds)
 
 
 def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
     """Which rule saves calls per answer, and which only seems to; None without lossless speculation to compare with."""
-    held = [(row, row.costs) for row in rows if row.costs is not None and row.costs.lossless is not None]
-    lossy = [(row, costs) for row, costs in held if row.strategy.partition(":")[0] == "speculative-cascade"]
+    compared = [(row, row.costs) for row in rows if row.costs is not None and row.costs.lossless is not None]
+    lossy = [(row, costs) for row, costs in compared if row.strategy.partition(":")[0] == "speculative-cascade"]
     if not lossy:
         return None
     withheld = next((costs.withheld for _, costs in lossy if costs.withheld), None)
     if any(costs.calls_to_lossless is not None for _, costs in lossy):
         withheld = None  # it is known for some, even if from too few prompts to be judged
     known = [(row, costs, costs.calls_to_lossless) for row, costs in lossy]
-    told = [(row, costs, ratio) for row, costs, ratio in known if ratio is not None and ratio.interval_kind == "95%"]
-    if not told:
+    judged = [(row, costs, ratio) for row, costs, ratio in known if ratio is not None and ratio.interval_kind == "95%"]
+    if not judged:
         if withheld is not None:
             hint = "; raise --max-new-tokens" if withheld.endswith(BY_THE_LIMIT) else ""
             return f"The cost per answer is not shown because {withheld}{hint}."
         return None
-    clear = [(row, costs, ratio) for row, costs, ratio in told if ratio.differs]
+    clear = [(row, costs, ratio) for row, costs, ratio in judged if ratio.differs]
     if not clear:
         return "No rule needs clearly fewer or more target calls per answer than plain speculation."
-    said = []
+    clauses = []
     row, costs, ratio = min(clear, key=lambda each: each[2].of_means)
     if ratio.of_means < 1:
         with_length = "" if costs.length is None else f", with answers {_as_long(costs.length)}"
-        said.append(f"{_name(row, fancy)} calls the target least: {_calls(ratio)}{with_length}")
+        clauses.append(f"{_name(row, fancy)} calls the target least: {_calls(ratio)}{with_length}")
     row, costs, ratio = max(clear, key=lambda each: each[2].of_means)
     if ratio.of_means > 1:
         accepted, length = costs.accepted_to_lossless or 0.0, costs.length
@@ -202,9 +204,9 @@ def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
             why += f": {_calls(ratio)}"
         else:
             why = f"needs {_calls(ratio)}"
-        said.append(f"{_name(row, fancy)} {why}")
-    several = f" ({len(clear)} of {len(told)} rules differ beyond their interval; one in twenty would by chance)"
-    return "; ".join(said) + (several if len(told) > 1 else "") + "."
+        clauses.append(f"{_name(row, fancy)} {why}")
+    several = f" ({len(clear)} of {len(judged)} rules differ beyond their interval; one in twenty would by chance)"
+    return "; ".join(clauses) + (several if len(judged) > 1 else "") + "."
 
 
 def _name(row: Priced, fancy: bool) -> str:

@@ -66,7 +66,7 @@ class _Painter:
     def __init__(self, console: Console, cell: AnswerCell) -> None:
         self.result = Text()
         self._colored, self._fancy, self._cell = console.color_system is not None, unicode_ok(console), cell
-        self._place, self._told = 0, False
+        self._place, self._divergence_marked = 0, False
 
     def round(self, round_: Round) -> None:
         for i, token in enumerate(round_.emitted):
@@ -83,15 +83,15 @@ class _Painter:
         look, text = LOOKS[event], plain(text)
         before, word, after = self._parts(text, event, marked=bool(more or look.before or look.after))
         self.result.append(before)
-        if self._place == self._cell.diverges and not self._told:
-            self._told = True
+        if self._place == self._cell.diverges and not self._divergence_marked:
+            self._divergence_marked = True
             self.result.append("≠" if self._fancy else "!=", style=f"bold {COLORS['rejected']}")
         if not self._colored:
             marked = (event == "rejected" or self._cell.mixed) and bool(word)
             self.result.append((look.marked(word) if marked else word) + ("°" if more and word else ""))
         else:
-            loud = self._cell.diverges is not None and self._place >= self._cell.diverges and event != "rejected"
-            self.result.append(word, style=f"{'bold ' if loud else ''}{look.style}{more}")
+            diverged = self._cell.diverges is not None and self._place >= self._cell.diverges and event != "rejected"
+            self.result.append(word, style=f"{'bold ' if diverged else ''}{look.style}{more}")
         self.result.append(after)
 
     def _parts(self, text: str, event: str, *, marked: bool) -> tuple[str, str, str]:
@@ -124,15 +124,15 @@ def side_by_side(cells: Sequence[AnswerCell], console: Console, lines: int | Non
         lines: the number of lines shown of each answer, the last ones; all by default.
     """
     columns = columns_of(len(cells), console)
-    each = (min(console.width, WIDEST) + 2) // columns - 2
-    most = None if lines is None else lines * each // 2  # at two characters a round, this fills all lines shown
+    width = (min(console.width, WIDEST) + 2) // columns - 2
+    most = None if lines is None else lines * width // 2  # at two characters a round, this fills all lines shown
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for _ in range(columns):
-        table.add_column(width=each, overflow="fold")
+        table.add_column(width=width, overflow="fold")
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]
-        table.add_row(*(_heading(cell, each, live=lines is not None) for cell in row))
-        table.add_row(*(_last(cell.text(console, most), each, lines, console) for cell in row))
+        table.add_row(*(_heading(cell, width, live=lines is not None) for cell in row))
+        table.add_row(*(_last(cell.text(console, most), width, lines, console) for cell in row))
         if start + columns < len(cells):
             table.add_row("")
     return table
@@ -146,8 +146,8 @@ def columns_of(count: int, console: Console) -> int:
 
 def _heading(cell: AnswerCell, width: int, *, live: bool) -> Text:
     """Name and note: on two lines while the note changes, so that nothing moves; else on one if there is room."""
-    apart = "\n" if live or len(cell.name) + len(cell.note) + 2 > width else "  "
-    return Text.assemble((cell.name, "bold"), apart if cell.note or live else "", (cell.note, "dim"))
+    separator = "\n" if live or len(cell.name) + len(cell.note) + 2 > width else "  "
+    return Text.assemble((cell.name, "bold"), separator if cell.note or live else "", (cell.note, "dim"))
 
 
 def _last(text: Text, width: int, lines: int | None, console: Console) -> Text:

@@ -12,7 +12,7 @@ from cascli.analysis import theory
 from cascli.analysis.bench import Bench
 from cascli.analysis.profile import Profile
 from cascli.analysis.prospects import ACCEPTANCES, Prospect, break_even, prospects
-from cascli.render.console import Screen, beside, stacked
+from cascli.render.console import Screen, number_tables, stacked
 from cascli.render.numbers import number, seconds, size
 
 SHOWN_KS = (1, 2, 4, 8)
@@ -57,7 +57,7 @@ def _passes(batches: list[Profile], console: Console) -> list[Table]:
         columns.append(("draft\npass", [seconds(each.draft[1].median) for each in batches]))
         columns.append(("c", [number(each.c) for each in batches]))
     columns += [(f"v of\n{k + 1}", [number(each.v(k + 1)) for each in batches]) for k in shown_ks(batches)]
-    return beside("batch", [str(each.batch_size) for each in batches], columns, console)
+    return number_tables("batch", [str(each.batch_size) for each in batches], columns, console)
 
 
 def _by_k(batches: list[Profile], acceptance: float, console: Console) -> list[Table]:
@@ -70,17 +70,17 @@ def _by_k(batches: list[Profile], acceptance: float, console: Console) -> list[T
         for each in batches
     ]
     heading = f"predicted at acceptance {number(acceptance)}"
-    return beside(heading, [f"speed-up with k={k}" for k in ks], columns, console, justify="left")
+    return number_tables(heading, [f"speed-up with k={k}" for k in ks], columns, console, justify="left")
 
 
 def _best(batches: list[Profile], console: Console) -> list[Table]:
-    found = [prospects(each) for each in batches]
+    by_batch = [prospects(each) for each in batches]
     columns = [
-        (f"\n{number(acceptance, 1)}", [_cell(each[place]) for each in found])
+        (f"\n{number(acceptance, 1)}", [_cell(each[place]) for each in by_batch])
         for place, acceptance in enumerate(ACCEPTANCES)
     ]
     heading, names = "best k: speed-up (theory)\nat an acceptance of", [f"batch {each.batch_size}" for each in batches]
-    return beside(heading, names, columns, console, justify="left")
+    return number_tables(heading, names, columns, console, justify="left")
 
 
 def _cell(prospect: Prospect) -> str:
@@ -108,4 +108,4 @@ def _measured(bench: Bench, console: Console) -> list[Table]:
         ("over target\nmeasured", [number(run.tokens_per_second / alone[run.batch_size], 2, "x") for run in runs]),
     ]
     names = [f"{f'k={run.k}' if run.k else 'target'}, batch {run.batch_size}" for run in runs]
-    return beside("SYNTHETIC acceptance", names, columns, console, justify="left")
+    return number_tables("SYNTHETIC acceptance", names, columns, console, justify="left")

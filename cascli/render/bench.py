@@ -13,7 +13,7 @@ from cascli.analysis.explanation import Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.prospects import Prospect, prospects
 from cascli.render.batches import print_batches
-from cascli.render.console import Screen, beside, stacked
+from cascli.render.console import Screen, number_tables, stacked
 from cascli.render.early_exit import print_exits
 from cascli.render.explanation import NOISY
 from cascli.render.numbers import number, seconds, size
@@ -65,7 +65,7 @@ def _steps(bench: Bench, console: Console) -> list[Table]:
     steps = [(f"{role}\nstep", [seconds(getattr(each, role)[1].median) for each in profiles]) for role in models]
     costs = [("c", [number(each.c) for each in profiles])] if "draft" in models else []
     checks = [(f"v of\n{n}", [number(each.v(n)) for each in profiles]) for n in blocks[1:]]
-    return beside("context", [str(each.context) for each in profiles], [*steps, *costs, *checks], console)
+    return number_tables("context", [str(each.context) for each in profiles], [*steps, *costs, *checks], console)
 
 
 def _lines(bench: Bench) -> Iterator[str]:
@@ -82,9 +82,11 @@ def _lines(bench: Bench) -> Iterator[str]:
 
 
 def _prospects(profile: Profile, console: Console) -> list[Table]:
-    told = [(number(each.acceptance, 1), [_best(each), number(each.speed_up, 2, "x")]) for each in prospects(profile)]
+    columns = [
+        (number(each.acceptance, 1), [_best(each), number(each.speed_up, 2, "x")]) for each in prospects(profile)
+    ]
     heading = f"acceptance (theory, after {profile.context} tokens)"
-    return beside(heading, ["best k", "speed-up over target"], told, console, justify="left")
+    return number_tables(heading, ["best k", "speed-up over target"], columns, console, justify="left")
 
 
 def _best(prospect: Prospect) -> str:
@@ -100,16 +102,16 @@ def _synthetic(runs: SyntheticRuns, console: Console) -> list[Table]:
         (heading, [row[place] for row in rows])
         for place, heading in enumerate((*headings, "measured /\npredicted", "outside\nmodels"))
     ]
-    return beside("k", [str(each.k) for each in runs.accounts], columns, console)
+    return number_tables("k", [str(each.k) for each in runs.accounts], columns, console)
 
 
-def _account(each: Explanation) -> tuple[str, ...]:
+def _account(account: Explanation) -> tuple[str, ...]:
     return (
-        number(each.tokens_per_round),
-        number(each.c),
-        number(each.v),
-        number(each.predicted_speed_up, 2, "x"),
-        number(each.measured_speed_up, 2, "x"),
-        number(each.measured_over_predicted),
-        number(each.overhead),
+        number(account.tokens_per_round),
+        number(account.c),
+        number(account.v),
+        number(account.predicted_speed_up, 2, "x"),
+        number(account.measured_speed_up, 2, "x"),
+        number(account.measured_over_predicted),
+        number(account.overhead),
     )

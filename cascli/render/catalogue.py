@@ -70,16 +70,16 @@ def _lines(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for parameter in row["parameters"]:
         default = "" if parameter["default"] is None else f"={parameter['default']}"
         yield "param", f"{parameter['name']}{default}  ({parameter['range']})"
-    told = {"dial": "dial", "lossless": "lossless_when", "at T = 0": "greedy", "see": "relatives"}
-    yield from ((label, row[key]) for label, key in told.items() if row.get(key))
+    labels = {"dial": "dial", "lossless": "lossless_when", "at T = 0": "greedy", "see": "relatives"}
+    yield from ((label, row[key]) for label, key in labels.items() if row.get(key))
     if row.get("reads_confidence"):
         yield "needs", "a draft that is not certain of every token"
     if "by_prefix" in row:
         yield "q", _q(row)
     if row["source"]:
         yield "source", row["source"]
-    for each in row.get("written", ()):
-        yield "write", each
+    for spec in row.get("written", ()):
+        yield "write", spec
 
 
 def _q(row: Mapping[str, Any]) -> str:

@@ -45,16 +45,16 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text",
     category, and -v every figure.
     """
     out, rows, groups = screen.out, comparison.summary, list(by_prompt(comparison.runs))
-    said = verdict(rows, fancy=unicode_ok(out))
-    told = (rows[0].num_prompts or 1) > 1 or screen.verbose  # costs of answers to a single prompt only with -v
+    outcome = verdict(rows, fancy=unicode_ok(out))
+    with_costs = (rows[0].num_prompts or 1) > 1 or screen.verbose  # costs of answers to a single prompt only with -v
     if not screen.quiet:
         _print(out, Text(prompt_line(groups)))
-        for sentence_ in (said, cost_verdict(rows, fancy=unicode_ok(out)) if told else None):
+        for sentence_ in (outcome, cost_verdict(rows, fancy=unicode_ok(out)) if with_costs else None):
             if sentence_ is not None:
                 _print(out, Text(sentence_, style="bold"))
     _print(out, page_table(rows, out))
     greedy = comparison.runs[0].sampling.temperature == 0
-    costs = cost_tables(rows, out, greedy=greedy) if told else []
+    costs = cost_tables(rows, out, greedy=greedy) if with_costs else []
     for table in costs:
         _print(out, Group("", table))
     in_categories = [row for each in comparison.categories.values() for row in each] if by_category else []
@@ -103,8 +103,8 @@ def _by_order(runs: Sequence[Run]) -> str | None:
     """The strategies that drafted from earlier answers."""
     remember = dict.fromkeys(run.spec for run in runs if run.earlier_texts is not None)
     named = [short_name(spec, fancy=False) for spec in remember]
-    said = "also drafts from earlier answers, so the order of the prompts matters"
-    return f"{said}: {', '.join(named)}" if named else None
+    note = "also drafts from earlier answers, so the order of the prompts matters"
+    return f"{note}: {', '.join(named)}" if named else None
 
 
 def _exits(rows: Sequence[Row], batch_size: int) -> Iterator[str]:
@@ -123,9 +123,9 @@ def _print_groups(groups: list[list[Run]], rows: Sequence[Row], screen: Screen, 
             _print(out, Text(f"prompt: {_short(group[0].prompt)}", style="bold"))
         _print_answers(group, rows, out, trace)
     if trace == "text":
-        every = [cell for group in shown for cell in cells_of(group, rows, fancy=unicode_ok(out))]
+        cells = [cell for group in shown for cell in cells_of(group, rows, fancy=unicode_ok(out))]
         _print(out, Text(""))
-        _print(out, answers.legend_of(every, out))
+        _print(out, answers.legend_of(cells, out))
     if len(shown) < len(groups):
         screen.note(
             f"the answers to {len(groups) - len(shown)} more turns are not shown; -v shows all, -o FILE.json saves them"
@@ -193,8 +193,8 @@ def _cpu_threads(comparison: Comparison) -> int | None:
     first = comparison.runs[0] if comparison.runs else None
     if first is None or first.pair.target.device != "cpu":
         return None
-    told = first.environment.get("threads", "")
-    return int(told) if told.isdecimal() else None
+    threads = first.environment.get("threads", "")
+    return int(threads) if threads.isdecimal() else None
 
 
 def pair_line(run: Run) -> str:
@@ -206,21 +206,21 @@ def pair_line(run: Run) -> str:
 
 def interrupted_line(runs: Sequence[Run]) -> str | None:
     """The number of answers that the user interrupted, and their strategies unless all are; None if there are none."""
-    ended = [run for run in runs if run.finish_reason == "interrupted"]
-    if not ended:
+    interrupted = [run for run in runs if run.finish_reason == "interrupted"]
+    if not interrupted:
         return None
-    every, here = (dict.fromkeys(run.spec for run in some) for some in (runs, ended))
-    whose = "" if len(here) == len(every) else f": {', '.join(short_name(spec, fancy=False) for spec in here)}"
-    return f"interrupted: {len(ended)} of {len(runs)} answers are shown as far as they got{whose}"
+    all_specs, specs = (dict.fromkeys(run.spec for run in some) for some in (runs, interrupted))
+    which = "" if len(specs) == len(all_specs) else f": {', '.join(short_name(spec, fancy=False) for spec in specs)}"
+    return f"interrupted: {len(interrupted)} of {len(runs)} answers are shown as far as they got{which}"
 
 
 def limits_line(pair: PairInfo, rows: Sequence[Row]) -> str | None:
     """Why some tokens are never drafted, if so, and how much of the draft's mass is on the others."""
-    said = "; ".join(pair.limits)
+    reasons = "; ".join(pair.limits)
     masses = {number(row.shared_mass) for row in rows if row.shared_mass is not None}
     if not masses:
-        return said or None
-    return f"{said}, with q(I) = {' to '.join(sorted({min(masses), max(masses)}))} of its mass"
+        return reasons or None
+    return f"{reasons}, with q(I) = {' to '.join(sorted({min(masses), max(masses)}))} of its mass"
 
 
 def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:

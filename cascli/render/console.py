@@ -77,9 +77,9 @@ class Screen:
 class SafeConsole(Console):
     """A console that text from a model or a file cannot control."""
 
-    def __init__(self, **how: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         """Takes the arguments of Rich's console."""
-        super().__init__(emoji=False, **how)  # `:x:` in a name or an answer is taken literally
+        super().__init__(emoji=False, **options)  # `:x:` in a name or an answer is taken literally
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Make everything printed safe here, so that untrusted text cannot control the terminal."""
@@ -92,12 +92,12 @@ class SafeConsole(Console):
 
 
 def _console(file: TextIO, color: str) -> Console:
-    wanted = color == "always" or (color == "auto" and file.isatty() and not os.environ.get("NO_COLOR"))
-    if wanted:
-        made = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=color == "always" or None)
-        if color == "always" and made.color_system is None:  # TERM is not set, or is `dumb`
-            made = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=True, color_system="256")
-        return made
+    colored = color == "always" or (color == "auto" and file.isatty() and not os.environ.get("NO_COLOR"))
+    if colored:
+        console = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=color == "always" or None)
+        if color == "always" and console.color_system is None:  # TERM is not set, or is `dumb`
+            console = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=True, color_system="256")
+        return console
     return SafeConsole(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
 
 
@@ -119,14 +119,14 @@ def plain_table(console: Console) -> Table:
 
 def fits(table: Table, console: Console, widest: int = 10_000) -> bool:
     """Whether a table fits the console and the given width without being cut."""
-    return _wanted(table, console) <= min(console.width, widest)
+    return _natural_width(table, console) <= min(console.width, widest)
 
 
-def _wanted(table: Table, console: Console) -> int:
+def _natural_width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
-def in_lines(table: Table, console: Console, narrowest: int) -> Table:
+def wrap_names(table: Table, console: Console, narrowest: int) -> Table:
     """Wrap the first column of a table if that makes it fit, rather than cut a number.
 
     Args:
@@ -137,7 +137,7 @@ def in_lines(table: Table, console: Console, narrowest: int) -> Table:
     if not fits(table, console):
         names = table.columns[0]
         names.no_wrap, names.overflow, names.width = False, "fold", narrowest
-        room = console.width - _wanted(table, console)
+        room = console.width - _natural_width(table, console)
         names.width = narrowest + room if room >= 0 else None
     return table
 
@@ -157,7 +157,7 @@ def fitted(columns: Sequence[Item], draw: Callable[[Sequence[Item]], Table], con
     return [*fitted(columns[:middle], draw, console), *fitted(columns[middle:], draw, console)]
 
 
-def beside(
+def number_tables(
     heading: str,
     names: Sequence[str],
     columns: Sequence[tuple[str, Sequence[str]]],
@@ -182,7 +182,7 @@ def beside(
             table.add_column(title, justify="right", no_wrap=True, vertical="top")
         for place, name in enumerate(names):
             table.add_row(name, *(cells[place] for _, cells in some))
-        return in_lines(table, console, max(len(word) for text in (heading, *names) for word in text.split()))
+        return wrap_names(table, console, max(len(word) for text in (heading, *names) for word in text.split()))
 
     return fitted(columns, draw, console)
 

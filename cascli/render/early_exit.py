@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascli.analysis.early_exit import ExitCurve, ExitPoint
-from cascli.render.console import beside, stacked
+from cascli.render.console import number_tables, stacked
 from cascli.render.numbers import number
 
 MOST_ROWS = 32
@@ -41,7 +41,7 @@ def _tables(curve: ExitCurve, out: Console) -> list[Table]:
         ("tokens\na round", [number(each.tokens_per_round) for each in exits]),
         ("predicted\nspeed-up", [number(each.speed_up, 2, "x") for each in exits]),
     ]
-    return beside("layers", [str(each.layers) for each in exits], columns, out)
+    return number_tables("layers", [str(each.layers) for each in exits], columns, out)
 
 
 def shown(curve: ExitCurve) -> Sequence[ExitPoint]:

@@ -53,10 +53,10 @@ def _scores(evaluation: Evaluation, console: Console) -> Table:
             if not roomy:
                 table.add_row(Text(f"{task.name}, {heading}", style="not bold"))
             for score in scores:
-                who = short_name(score.strategy, fancy=fancy) + ("" if task.written else "*")
+                strategy = short_name(score.strategy, fancy=fancy) + ("" if task.written else "*")
                 error = DASH if score.stderr is None else f"{'±' if fancy else '+-'}{number(score.stderr, 3)}"
-                of = (name, heading) if roomy else ()
-                table.add_row(*of, Text(who), number(score.value, 3), error)
+                labels = (name, heading) if roomy else ()
+                table.add_row(*labels, Text(strategy), number(score.value, 3), error)
                 name, heading = "", ""
     return table
 

@@ -63,10 +63,10 @@ def _best(why: Explanation) -> str:
         return "no k gains"
     more = " or more" if why.best_k_or_more else ""
     # The error of the prediction at the length that ran is assumed at other lengths too, as in `how long to draft`.
-    missed = 1.0 if why.measured_over_predicted is None else why.measured_over_predicted
+    correction = 1.0 if why.measured_over_predicted is None else why.measured_over_predicted
     if why.best_speed_up is None:
         return f"best k {why.best_k}{more}"
-    expected = why.best_speed_up * missed
+    expected = why.best_speed_up * correction
     if expected < 1:
         return f"no k is expected to gain (best k {why.best_k}{more}: {expected:.2f}x)"
     return f"best k {why.best_k}{more} ({expected:.2f}x)"

@@ -66,7 +66,7 @@ class Outputs:
         if self.file is not None:
             if self.written != done:
                 content = writers[self.written]()
-                files.write(self.file, ended(content) if isinstance(content, str) else content)
+                files.write(self.file, with_newline(content) if isinstance(content, str) else content)
             screen.note(f"wrote {self.file}")
 
     @contextmanager
@@ -74,18 +74,18 @@ class Outputs:
         """A callback that takes every run as it ends, and writes its line if JSON Lines are requested."""
         opened: list[TextIO] = []
 
-        def put(place: TextIO, run: Run) -> None:
-            place.write(run.to_json() + "\n")
-            place.flush()
+        def write_line(stream: TextIO, run: Run) -> None:
+            stream.write(run.to_json() + "\n")
+            stream.flush()
 
         def add(run: Run) -> None:
             if self.printed == "jsonl":
-                put(sys.stdout, run)
+                write_line(sys.stdout, run)
             if self.file is not None and self.written == "jsonl":
                 with files.named(self.file):
                     if not opened:  # opened late: a run that fails leaves the old file
                         opened.append(self.file.open("w", encoding="utf-8"))
-                    put(opened[0], run)
+                    write_line(opened[0], run)
 
         try:
             yield add
@@ -105,23 +105,25 @@ def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:
     Raises:
         UsageError: a format that is not possible or cannot be determined, or a path that cannot be written.
     """
-    wanted = settings.format
-    if wanted is not None and wanted not in possible:
-        raise UsageError(f"--format {wanted}: not available here. Known: {', '.join(sorted(possible))}")
+    requested = settings.format
+    if requested is not None and requested not in possible:
+        raise UsageError(f"--format {requested}: not available here. Known: {', '.join(sorted(possible))}")
     if settings.output in (None, "-"):
-        if settings.json_output and wanted not in (None, "json"):
-            raise UsageError(f"--json and --format {wanted} both write to stdout; give one of them -o FILE.")
-        found = Outputs(printed=wanted or ("json" if settings.json_output else None))
+        if settings.json_output and requested not in (None, "json"):
+            raise UsageError(f"--json and --format {requested} both write to stdout; give one of them -o FILE.")
+        result = Outputs(printed=requested or ("json" if settings.json_output else None))
     else:
         path = Path(settings.output or "")
         _check_not_read(path, settings)
-        found = Outputs("json" if settings.json_output else None, path, wanted or _told(path, settings, possible))
+        result = Outputs(
+            "json" if settings.json_output else None, path, requested or _format_of(path, settings, possible)
+        )
         check_place(path)
-    _check_binary(found)
-    return found
+    _check_binary(result)
+    return result
 
 
-def _told(path: Path, settings: Resolved, possible: Sequence[str]) -> str:
+def _format_of(path: Path, settings: Resolved, possible: Sequence[str]) -> str:
     """The format given by a file's name, or by --json."""
     suffix = path.suffix.lower()
     if path.name.endswith(speculation_profile.FILE) and formats.PROFILE in possible:
@@ -136,11 +138,11 @@ def _told(path: Path, settings: Resolved, possible: Sequence[str]) -> str:
     raise UsageError(f"--output {path}: " + unknown("suffix", suffix, formats.named(possible), cutoff=0.8))
 
 
-def _check_binary(found: Outputs) -> None:
-    if "parquet" in (found.printed, found.written):
+def _check_binary(outputs: Outputs) -> None:
+    if "parquet" in (outputs.printed, outputs.written):
         check_parquet()
-    if found.printed in formats.BINARY and sys.stdout.isatty():
-        raise UsageError(f"{found.printed} is not for a terminal; use -o FILE.{found.printed} or a pipe.")
+    if outputs.printed in formats.BINARY and sys.stdout.isatty():
+        raise UsageError(f"{outputs.printed} is not for a terminal; use -o FILE.{outputs.printed} or a pipe.")
 
 
 def check_suffix(path: Path, allowed: Sequence[str], *, flag: str = "--output") -> None:
@@ -184,7 +186,7 @@ def check_place(path: Path, *, flag: str = "--output") -> None:
         raise UsageError(f"{flag} {path}: cannot be written")
 
 
-def ended(text: str) -> str:
+def with_newline(text: str) -> str:
     """The text with a final newline."""
     return text if text.endswith("\n") else text + "\n"
 
@@ -194,7 +196,7 @@ def _print(text: str | bytes) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(text)
     else:
-        sys.stdout.write(ended(text) if text else "")
+        sys.stdout.write(with_newline(text) if text else "")
     sys.stdout.flush()
 
 
@@ -214,7 +216,7 @@ def of_runs(runs: Sequence[Run], *, several: bool = False) -> Writers:
     return {
         "json": lambda: Runs(runs=list(runs)).to_json() if several or len(runs) > 1 else runs[0].to_json(),
         "jsonl": lambda: _lines(runs),
-        "md": lambda: f"{_asked_and_answered(runs)}\n{markdown(uncompared(runs).summary, compared=False)}",
+        "md": lambda: f"{_prompts_and_answers(runs)}\n{markdown(uncompared(runs).summary, compared=False)}",
         "html": page,
         "svg": picture,
         "txt": lambda: answers(runs),
@@ -339,22 +341,22 @@ def _lines(runs: Sequence[Run]) -> str:
 
 def answers(runs: Sequence[Run]) -> str:
     """The answers as printed to a pipe: a single one alone, several each below a title line."""
-    texts = [ended(run.text) if run.text else "" for run in runs]
+    texts = [with_newline(run.text) if run.text else "" for run in runs]
     if len(runs) == 1:
         return texts[0]
     named = (title(run.prompt_id or str(place), run.turn) for place, run in enumerate(runs, 1))
     return "\n".join(f"{name}\n{text}" for name, text in zip(named, texts, strict=True))
 
 
-def _asked_and_answered(runs: Sequence[Run]) -> str:
+def _prompts_and_answers(runs: Sequence[Run]) -> str:
     """Prompts as quotations, each with its answer verbatim, which may itself be Markdown."""
-    said = []
+    sections = []
     for place, run in enumerate(runs, 1):
         turn = f", turn {run.turn + 1}" if run.turn else ""
         heading = f"## {plain(run.prompt_id or str(place))}{turn}\n\n" if len(runs) > 1 else ""
-        asked = "".join(f"> {line}".rstrip() + "\n" for line in (run.prompt or "").splitlines())
-        said.append(f"{heading}{asked}\n{ended(run.text)}")
-    return "\n".join(said)
+        quoted = "".join(f"> {line}".rstrip() + "\n" for line in (run.prompt or "").splitlines())
+        sections.append(f"{heading}{quoted}\n{with_newline(run.text)}")
+    return "\n".join(sections)
 
 
 def markdown(rows: Sequence[Row], *, compared: bool = True) -> str:

@@ -41,9 +41,9 @@ def of_runs(runs: Sequence[Run], command: str | None) -> str:
     return _page(runs, uncompared(runs).summary, [], command)
 
 
-def _page(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command: str | None) -> str:
+def _page(runs: Sequence[Run], rows: Sequence[Row], remarks: Sequence[str], command: str | None) -> str:
     template = files("cascli.render").joinpath("trace_page.html").read_text(encoding="utf-8")
-    return template.replace(DATA, embedded(data(runs, rows, said, command)))
+    return template.replace(DATA, embedded(data(runs, rows, remarks, command)))
 
 
 def embedded(values: Json) -> str:
@@ -52,7 +52,7 @@ def embedded(values: Json) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def data(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command: str | None) -> Json:
+def data(runs: Sequence[Run], rows: Sequence[Row], remarks: Sequence[str], command: str | None) -> Json:
     """Everything that the page shows."""
     builder = _Builder()
     prompts = [builder.prompt(group) for group in by_prompt(list(runs))]
@@ -61,7 +61,7 @@ def data(runs: Sequence[Run], rows: Sequence[Row], said: Sequence[str], command:
         "pair": pair_line(first),
         "facts": list(_facts(first, command)),
         "verdict": verdict(rows),
-        "said": list(said),
+        "said": list(remarks),
         "table": _table(runs, rows),
         "rules": [_rule(name, line) for name, line in builder.rules.items()],
         "detail": builder.has_detail,

@@ -70,7 +70,7 @@ def short_name(spec: str, *, oracle: bool = False, fancy: bool = True) -> str:
     params = dict(part.partition("=")[::2] for part in rest.split(",") if part)
     words = [SHORT.get(name, name), *([params["rule"]] if "rule" in params else [])]
     if "rule" in params:
-        _drop(params, _beside_dial(params.pop("rule")))
+        _drop(params, _defaults_but_dial(params.pop("rule")))
     if "score" in params and "threshold" in params:
         words.append(f"{params.pop('score')}{'≥' if fancy else '>='}{params.pop('threshold')}")
     if "draft" in params:
@@ -92,14 +92,14 @@ def _drop(params: dict[str, str], defaults: dict[str, str]) -> None:
             del params[key]
 
 
-def _beside_dial(rule: str) -> dict[str, str]:
+def _defaults_but_dial(rule: str) -> dict[str, str]:
     """The default parameters of a rule other than its dial; none for an unknown rule."""
     try:
         kind = rules.load(rule)
     except UsageError:
         return {}
-    turned = None if kind.dial is None else kind.dial.parameter
-    return {field.name: str(field.default) for field in fields(kind) if turned and field.name != turned}
+    dial = None if kind.dial is None else kind.dial.parameter
+    return {field.name: str(field.default) for field in fields(kind) if dial and field.name != dial}
 
 
 def _defaults(load: Callable[[str], type], name: str) -> dict[str, str]:

@@ -22,10 +22,10 @@ def matching_line(comparison: Comparison) -> str | None:
         return None
     basis = f"settings found on {len(matching.prompts)} other prompts ({matching.tokens} tokens"
     basis += f", {matching.mean_tail:.1%} of the mass lumped)" if matching.mean_tail >= LUMPED else ")"
-    said = budget_lines(matching.matched, calls_of(comparison))
+    lines = budget_lines(matching.matched, calls_of(comparison))
     already = any(met(matching.lossless, each.budget) for each in matching.matched)
     lossless = f"lossless {matching.lossless:.3f} predicted{', which already meets it' if already else ''}"
-    return "; ".join([*said, lossless, basis])
+    return "; ".join([*lines, lossless, basis])
 
 
 def calls_of(comparison: Comparison) -> Calls:
@@ -37,16 +37,16 @@ def calls_of(comparison: Comparison) -> Calls:
 def budget_lines(matched: Sequence[Matched], calls: Calls) -> Iterator[str]:
     """A line for each temperature and budget: the number of rules predicted to meet it, and their measured calls."""
     for temperature, budget in dict.fromkeys((each.temperature, each.budget) for each in matched):
-        every = [each for each in matched if (each.temperature, each.budget) == (temperature, budget)]
-        inside = [each for each in every if each.met]
-        measured = [value for each in inside if (value := calls.get((each.spec, temperature))) is not None]
-        said = (
-            f"matched at {budget:g} target calls per token, temperature {temperature:g}: {len(inside)} of {len(every)}"
+        group = [each for each in matched if (each.temperature, each.budget) == (temperature, budget)]
+        within = [each for each in group if each.met]
+        measured = [value for each in within if (value := calls.get((each.spec, temperature))) is not None]
+        line = (
+            f"matched at {budget:g} target calls per token, temperature {temperature:g}: {len(within)} of {len(group)}"
         )
         if measured:
             near = sum(met(value, budget) for value in measured)
-            said += f" rules, measured {min(measured):.3f} to {max(measured):.3f}, {near} within {MISS:.0%}"
-        yield said if measured else f"{said} rules"
+            line += f" rules, measured {min(measured):.3f} to {max(measured):.3f}, {near} within {MISS:.0%}"
+        yield line if measured else f"{line} rules"
 
 
 def matching_table(matching: Matching, calls: Calls) -> Table:

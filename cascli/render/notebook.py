@@ -18,7 +18,7 @@ from cascli.render.comparison import TRACES_SHOWN, by_prompt, cells_of, interrup
 from cascli.render.marks import short_name
 from cascli.render.numbers import number, seconds, share, tv, yes_no
 from cascli.render.stream import describe_handover
-from cascli.render.sweep import COST, QUALITY, known
+from cascli.render.sweep import COST, QUALITY, with_values
 from cascli.render.sweep_words import caution, scatter_kinds
 from cascli.render.table import PAGE, scatter_line
 from cascli.render.verdict import verdict
@@ -36,9 +36,9 @@ ANSWER = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;max-width:
 
 def html_of(result: object) -> str | None:
     """The HTML of a run, a comparison, a sweep, or a row of one; None for what reads better as text."""
-    for kind, draw in DRAWN.items():
+    for kind, render in RENDERERS.items():
         if isinstance(result, kind):
-            return f'<div style="color:inherit">{draw(result)}</div>'
+            return f'<div style="color:inherit">{render(result)}</div>'
     return None
 
 
@@ -79,8 +79,8 @@ def of_comparison(comparison: Comparison) -> str:
     parts = []
     if groups:
         parts.append(_block(_text(prompt_line(groups)), ""))
-    said = verdict(rows)
-    parts += [_block(_text(said), "font-weight:bold")] if said else []
+    outcome = verdict(rows)
+    parts += [_block(_text(outcome), "font-weight:bold")] if outcome else []
     parts.append(of_rows(rows))
     lines = [
         interrupted_line(comparison.runs),
@@ -88,14 +88,14 @@ def of_comparison(comparison: Comparison) -> str:
         scatter_line(rows),
     ]
     parts += [_block(_text(line), QUIET) for line in lines if line]
-    every: list[AnswerCell] = []
+    all_cells: list[AnswerCell] = []
     for group in groups[: TRACES_SHOWN if len(groups) <= TRACES_SHOWN else 1]:
         if len(groups) > 1:
             parts.append(_block(_text(prompt_line([group])), "margin-top:1em;font-weight:bold"))
         cells = cells_of(group, rows, fancy=True)
         parts += [_answer(cell, console) for cell in cells]
-        every += cells
-    parts.append(_block(text_html(legend_of(every, console), console), "font-size:85%;margin:.4em 0"))
+        all_cells += cells
+    parts.append(_block(text_html(legend_of(all_cells, console), console), "font-size:85%;margin:.4em 0"))
     parts += [_block(_text(line), "margin-top:.5em") for line in notes(comparison)]
     return "".join(parts)
 
@@ -110,7 +110,7 @@ def of_rows(rows: Sequence[Row]) -> str:
 
 def of_sweep(rows: Sequence[SweepRow]) -> str:
     """A sweep's rows as a table: quality and cost."""
-    columns = known([*QUALITY, *COST], rows)
+    columns = with_values([*QUALITY, *COST], rows)
     headings = [column.heading.format(metric="quality") for column in columns]
     shown = [
         [short_name(row.strategy), f"{row.temperature:g}", *(column.cell(row) for column in columns)]
@@ -118,11 +118,11 @@ def of_sweep(rows: Sequence[SweepRow]) -> str:
     ]
     more = len(rows) - len(shown)
     notes = [f"and {more} more rows" if more else "", "; ".join(scatter_kinds(rows)), caution(rows) or ""]
-    said = "".join(_block(_text(note), QUIET) for note in notes if note)
-    return table_html(["strategy", "T", *headings], shown) + said
+    footer = "".join(_block(_text(note), QUIET) for note in notes if note)
+    return table_html(["strategy", "T", *headings], shown) + footer
 
 
-DRAWN: dict[type, Callable[..., str]] = {
+RENDERERS: dict[type, Callable[..., str]] = {
     Run: of_run,
     Comparison: of_comparison,
     Row: lambda row: of_rows([row]),

@@ -23,12 +23,12 @@ def pairs_list(rows: Sequence[Mapping[str, Any]], default: str, console: Console
     widths = [max(len(each[column]) for each in cells) for column in range(len(HEADINGS))]
     width = min(console.width, WIDEST)
     lines = [Text(f"  {_line(HEADINGS, widths)}", style="bold")]
-    for row, each in zip(rows, cells[1:], strict=True):
+    for row, row_cells in zip(rows, cells[1:], strict=True):
         mark = "* " if row["name"] == default else "  "
-        name, rest = _line(each, widths)[: widths[0]], _line(each, widths)[widths[0] :]
+        name, rest = _line(row_cells, widths)[: widths[0]], _line(row_cells, widths)[widths[0] :]
         lines.append(Text.assemble(mark, (name, "bold"), rest))
-        for said in (row["note"], *(_sources(row) if verbose else ())):
-            wrapped = textwrap.wrap(said, max(width - 4, 20), break_on_hyphens=False)
+        for text in (row["note"], *(_sources(row) if verbose else ())):
+            wrapped = textwrap.wrap(text, max(width - 4, 20), break_on_hyphens=False)
             lines += [Text(f"    {line}", style="dim") for line in wrapped]
     lines.append(Text("* the default pair, used without -c"))
     return Text("\n").join(lines)

@@ -105,9 +105,9 @@ def _gains(axes: Axes, bench: Bench) -> None:
 
 def _batches(axes: Axes, bench: Bench) -> None:
     sizes = [profile.batch_size for profile in bench.batches]
-    every = [prospects(profile) for profile in bench.batches]
+    by_batch = [prospects(profile) for profile in bench.batches]
     for place, acceptance in enumerate(ACCEPTANCES):
-        gains = [of_size[place].speed_up for of_size in every]
+        gains = [row[place].speed_up for row in by_batch]
         shade = 0.3 + 0.7 * place / (len(ACCEPTANCES) - 1)
         axes.plot(sizes, gains, "o-", color=TARGET, alpha=shade, label=f"acceptance {acceptance}")
     axes.axhline(1, color="grey", lw=0.8)

@@ -58,7 +58,7 @@ class AnswerStream:
     def _put(self, parts: Sequence[Text | str]) -> None:
         for part in parts:
             if isinstance(part, Text):
-                self._say(part)
+                self._print_styled(part)
             else:
                 self._write(part)
 
@@ -71,7 +71,7 @@ class AnswerStream:
         marked = look.marked(LOOKS["deferred"].marked(piece) if deferred else piece)
         return Text(marked if self._mixed and piece.strip() else piece)
 
-    def _say(self, text: Text) -> None:
+    def _print_styled(self, text: Text) -> None:
         if text.plain:
             self._screen.out.print(text, end="", soft_wrap=True)
             self._screen.out.file.flush()

@@ -73,7 +73,7 @@ def title(prompt_id: str, turn: int) -> str:
     return f"==> {name}{f', turn {turn + 1}' if turn else ''} <=="
 
 
-def asked(prompt_id: str, turn: int, text: str, width: int = 60) -> str:
+def prompt_label(prompt_id: str, turn: int, text: str, width: int = 60) -> str:
     """Which prompt this is, in one line."""
     short = " ".join(text.split())
     short = short if len(short) <= width else short[: width - 1] + "…"

@@ -12,7 +12,7 @@ from rich.text import Text
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.render.answer_costs import cost_tables, cost_verdict, prompts_table, table_notes
 from cascli.render.categories import category_table
-from cascli.render.console import fits, fitted, in_lines, plain_table, unicode_ok
+from cascli.render.console import fits, fitted, plain_table, unicode_ok, wrap_names
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, bounds_text, number, tv
 from cascli.render.sweep_words import caution, passed, scatter_kinds, temperature_of
@@ -78,8 +78,8 @@ def sweep_tables(
             shown += ["", table]
         over_prompts = prompts_table(here, console) if verbose else None
         shown += ["", over_prompts] if over_prompts is not None else []
-        said = cost_verdict(here, fancy=unicode_ok(console))
-        shown += ["", Text(said, style="bold")] if said is not None else []
+        outcome = cost_verdict(here, fancy=unicode_ok(console))
+        shown += ["", Text(outcome, style="bold")] if outcome is not None else []
     more = [f"{whole} has more columns"] if short else []
     greedy = None if 0 in temperatures and len(temperatures) > 1 else temperatures == [0]
     costs = table_notes(rows, greedy=greedy) if any(row.costs for row in rows) else ""
@@ -120,7 +120,7 @@ def _uneven(rows: Sequence[SweepRow]) -> bool:
 
 def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[list[RenderableType], bool]:
     """The tables of one temperature, separated by empty lines; and whether columns were left out to make them two."""
-    quality, cost = known(QUALITY if _uneven(rows) else QUALITY[:-1], rows), known(COST, rows)
+    quality, cost = with_values(QUALITY if _uneven(rows) else QUALITY[:-1], rows), with_values(COST, rows)
     whole = _table(rows, quality + cost, metric, console)
     if fits(whole, console):
         return [whole], False
@@ -145,7 +145,7 @@ def _less(columns: Sequence[Column]) -> Iterator[Sequence[Column]]:
         yield [column for column in columns if column.heading not in EXPENDABLE[:count]]
 
 
-def known(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:
+def with_values(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:
     """The columns, without those in which no row has a value."""
     return [column for column in columns if column.always or any(column.cell(row) != DASH for row in rows)]
 
@@ -153,7 +153,7 @@ def known(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:
 def _narrow(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
     """A table whose names wrap if that makes it fit."""
     narrowest = min(NARROWEST_NAME, console.width // 3)
-    return in_lines(_table(rows, columns, metric, console), console, narrowest)
+    return wrap_names(_table(rows, columns, metric, console), console, narrowest)
 
 
 def _table(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:

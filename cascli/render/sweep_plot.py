@@ -216,9 +216,9 @@ def _close_up(axes: Axes, curves: Sequence[Curve], panel: Panel) -> None:
     margin = 0.15 * (max(inner) - min(inner))
     low, high = min(inner) - margin, max(inner) + margin
     axes.set_xlim(low, high)
-    there = [(value, f"{curve.label} {row.quality:.2f} at {value:.3g}") for value, curve, row in known]
-    left = [f"\N{LEFTWARDS ARROW} {text}" for value, text in there if value < low]
-    right = [f"{text} \N{RIGHTWARDS ARROW}" for value, text in there if value > high]
+    notes = [(value, f"{curve.label} {row.quality:.2f} at {value:.3g}") for value, curve, row in known]
+    left = [f"\N{LEFTWARDS ARROW} {text}" for value, text in notes if value < low]
+    right = [f"{text} \N{RIGHTWARDS ARROW}" for value, text in notes if value > high]
     axes.set_title("\n".join(left), loc="left", fontsize=TEXT - 3)
     axes.set_title("\n".join(right), loc="right", fontsize=TEXT - 3)
 

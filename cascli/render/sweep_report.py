@@ -34,7 +34,7 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
         section("Strategies", strategies_table(rows, header.metric)),
         section("Categories of prompts", categories_table(by_category(records), header.metric)),
         section("Answers that differ", samples_of(samples(records), header)),
-        section("How it was made", _made(header)),
+        section("How it was made", _provenance(header)),
     ]
     return f"""<!doctype html>
 <html lang="en">
@@ -53,7 +53,7 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
 <p class="kicker">{text(kicker)}</p>
 <h1>{title}</h1>
 <p class="lead">{text(summary(header, rows))}</p>
-{_said(rows)}
+{_finding_paragraphs(rows)}
 </header>
 <main>
 {"".join(parts)}</main>
@@ -62,9 +62,11 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
 """
 
 
-def _said(rows: Sequence[SweepRow]) -> str:
+def _finding_paragraphs(rows: Sequence[SweepRow]) -> str:
     """What follows from the table, or a caution that nothing does."""
-    return "\n".join(f"<p>{text(said)}</p>" for said in (*findings(rows), caution(rows)) if said is not None)
+    return "\n".join(
+        f"<p>{text(sentence)}</p>" for sentence in (*findings(rows), caution(rows)) if sentence is not None
+    )
 
 
 def _picture(svg: str | None) -> str:
@@ -74,7 +76,7 @@ def _picture(svg: str | None) -> str:
     return f'<figure class="scroll" tabindex="0" aria-label="Quality against cost">\n{drawing}</figure>\n'
 
 
-def _made(header: Header) -> str:
+def _provenance(header: Header) -> str:
     """The exact command, the environment and the sweep file."""
     facts = "".join(f"<dt>{text(key)}</dt><dd>{text(value)}</dd>" for key, value in _facts(header))
     named = {"pair": pair_of(header)} if isinstance(header.plan.pair, str) else {}

@@ -21,16 +21,16 @@ NOTE = (
 )
 
 
-def samples_of(found: Sequence[Sample], header: Header) -> str:
+def samples_of(samples: Sequence[Sample], header: Header) -> str:
     """The samples; empty if no two answers differ."""
-    if not found:
+    if not samples:
         return ""
-    return "\n".join([f'<p class="muted">{text(NOTE)}</p>', *(_sample(each, header) for each in found)])
+    return "\n".join([f'<p class="muted">{text(NOTE)}</p>', *(_sample(each, header) for each in samples)])
 
 
 def _sample(sample: Sample, header: Header) -> str:
-    asked = header.prompts.get(sample.problem)
-    prompt = "" if asked is None else f'\n<pre class="prompt" tabindex="0">{_shown(asked)}</pre>'
+    prompt_text = header.prompts.get(sample.problem)
+    prompt = "" if prompt_text is None else f'\n<pre class="prompt" tabindex="0">{_shown(prompt_text)}</pre>'
     words = [sample.problem, temperature_of(sample.temperature)]
     if len(header.plan.seeds) > 1:
         words.append(f"seed {sample.seed}")
@@ -58,10 +58,10 @@ def _authors(strategies: Sequence[str]) -> str:
     """The strategies that wrote a text: the first few directly, the others on demand."""
     names = [short_name(each) for each in strategies]
     first, others = names[:NAMED], names[NAMED:]
-    said = f'<p class="by">{text(", ".join(first))}</p>'
+    named = f'<p class="by">{text(", ".join(first))}</p>'
     if not others:
-        return said
-    return f"{said}\n<details><summary>and {len(others)} more</summary>{text(', '.join(others))}</details>"
+        return named
+    return f"{named}\n<details><summary>and {len(others)} more</summary>{text(', '.join(others))}</details>"
 
 
 def _shown(value: str) -> str:

@@ -82,26 +82,26 @@ def findings(rows: Sequence[SweepRow], *, fancy: bool = True) -> list[str]:
     if not any(row.quality_interval_kind == "95%" for row in rows):
         return []
     temperatures = sorted({row.temperature for row in rows})
-    said = []
+    sentences = []
     for temperature in temperatures:
         here = [row for row in rows if row.temperature == temperature]
         at = f"At {temperature_of(temperature)}, " if len(temperatures) > 1 else ""
-        for sentence in (each(here, fancy) for each in (_fastest_lossless, _fastest_lossy, _beyond_chance)):
+        for sentence in (finding(here, fancy) for finding in (_fastest_lossless, _fastest_lossy, _beyond_chance)):
             if sentence is not None:
                 text = at + sentence
-                said.append(text[:1].upper() + text[1:])
-    return said
+                sentences.append(text[:1].upper() + text[1:])
+    return sentences
 
 
 def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     """The fastest of those that follow the target's distribution, whatever the scores of their samples."""
-    able = [row for row in rows if row.strategy != BASELINE and is_lossless(row) and _has_speed(row)]
-    if not able:
+    candidates = [row for row in rows if row.strategy != BASELINE and is_lossless(row) and _has_speed(row)]
+    if not candidates:
         return None
-    best = max(able, key=lambda row: row.speed_vs_target or 0.0)
+    best = max(candidates, key=lambda row: row.speed_vs_target or 0.0)
     if (best.speed_vs_target or 0.0) <= 1:
         return "no lossless strategy is faster than target alone."
-    name, alone = short_name(best.strategy, fancy=fancy), len(able) == 1
+    name, alone = short_name(best.strategy, fancy=fancy), len(candidates) == 1
     if _by_chance(best):
         which = f"{name}, which is lossless, is" if alone else f"{name} is the fastest of the lossless strategies,"
         return f"{which} {speed_text(best)} target alone, which is within chance."
@@ -116,10 +116,10 @@ def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     if target is None or target.quality is None or not judged:
         return None
     level = f"the target's ({number(target.quality, 3)})"
-    able = [row for row in judged if row.quality_vs_target_interval and row.quality_vs_target_interval[1] >= 0]
-    if not able:
+    candidates = [row for row in judged if row.quality_vs_target_interval and row.quality_vs_target_interval[1] >= 0]
+    if not candidates:
         return f"the quality of every other strategy is lower than {level}, beyond chance."
-    best = max(able, key=lambda row: row.speed_vs_target or 0.0)
+    best = max(candidates, key=lambda row: row.speed_vs_target or 0.0)
     if (best.speed_vs_target or 0.0) <= 1:
         return f"no other strategy whose quality is not shown to be lower than {level} is faster than target alone."
     low, high = best.quality_vs_target_interval or (0.0, 0.0)
@@ -200,8 +200,8 @@ def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
     alike = "no scatter" in kinds
     kinds |= {row.speed_interval_kind for row in rows}
     words = {"95%": "( ): 95% interval over prompts", "range": "[ ]: lowest to highest prompt"}
-    said = [text for kind, text in words.items() if kind in kinds]
-    return [*said, "a score without brackets: the same on every prompt"] if said and alike else said
+    meanings = [text for kind, text in words.items() if kind in kinds]
+    return [*meanings, "a score without brackets: the same on every prompt"] if meanings and alike else meanings
 
 
 def passed(row: SweepRow) -> float | None:

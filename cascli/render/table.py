@@ -42,8 +42,8 @@ KINDS = {"95%": "( ) 95% interval over", "range": "[ ] range over"}
 def scatter_line(rows: Sequence[Row]) -> str | None:
     """What the brackets after the speeds mean."""
     kinds = {(row.speed_interval_kind, row.speed_interval_over) for row in rows if row.speed_interval is not None}
-    said = [f"{KINDS[kind]} {over}" for kind, over in kinds if kind is not None and kind != "no scatter"]
-    return f"speeds: {', '.join(sorted(said))}" if said else None
+    meanings = [f"{KINDS[kind]} {over}" for kind, over in kinds if kind is not None and kind != "no scatter"]
+    return f"speeds: {', '.join(sorted(meanings))}" if meanings else None
 
 
 def _passed(row: Row) -> float | None:

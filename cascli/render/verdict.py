@@ -20,20 +20,20 @@ def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
     faithful = [row for row in known if row.lossless or row.same_as_target]
     lossy = [row for row in known if row not in faithful]
     best, loosest = (max(each, key=_speed, default=None) for each in (faithful, lossy))
-    said = []
+    clauses = []
     if best is not None:
         name = short_name(best.strategy, fancy=fancy)
         kept = "the same text" if best.same_as_target else "the same distribution"
         speed = f"{_speed(best):.2f}x{_by_chance(best)}"
-        said.append(
+        clauses.append(
             f"{name} is {_as_fast(best)} as target{_by_chance(best)}, with {kept}"
             if _speed(best) >= 1 - SAME
             else f"None that calls the target is as fast with {kept} (best: {name}, {speed})"
         )
     if loosest is not None and (best is None or _speed(loosest) > _speed(best)):
         name = short_name(loosest.strategy, fancy=fancy)
-        said.append(f"{name} is {_as_fast(loosest)}{_by_chance(loosest)}, but its text {_differs(loosest)}")
-    return "; ".join(said) + "."
+        clauses.append(f"{name} is {_as_fast(loosest)}{_by_chance(loosest)}, but its text {_differs(loosest)}")
+    return "; ".join(clauses) + "."
 
 
 def _speed(row: Row) -> float:

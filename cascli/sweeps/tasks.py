@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cascli.errors import ConfigError, UsageError
-from cascli.prompts import CALIBRATING, Prompt, apart, builtin, read_prompts
+from cascli.prompts import CALIBRATION_PROMPTS, Prompt, builtin, read_prompts, split_for_calibration
 from cascli.sweeps import quality, sandbox
 from cascli.sweeps.dataset import dataset_prompts
 from cascli.sweeps.gym import PROBLEMS, Gym, gym
@@ -167,7 +167,7 @@ def _reasoning_gym_task(plan: SweepPlan) -> Task:
     if TASK_BY_METRIC.get(metric) != "reasoning-gym":
         raise UsageError("task.metric: reasoning-gym uses its own scorers: solved, or score")
     count = plan.limit or PROBLEMS
-    generated = gym(plan.task, count + (CALIBRATING if plan.match else 0))
+    generated = gym(plan.task, count + (CALIBRATION_PROMPTS if plan.match else 0))
     prompts = generated.prompts()
     problems = [Example(each.id, each.turns[0], each.extra["reference"]) for each in prompts[:count]]
     return Task(metric, problems, calibration=prompts[count:], gym=generated)
@@ -175,12 +175,12 @@ def _reasoning_gym_task(plan: SweepPlan) -> Task:
 
 def _read_limit(plan: SweepPlan) -> int | None:
     """Number of prompts to read, including those for calibration."""
-    return plan.limit if plan.limit is None or plan.match is None else plan.limit + CALIBRATING
+    return plan.limit if plan.limit is None or plan.match is None else plan.limit + CALIBRATION_PROMPTS
 
 
 def _split_calibration(prompts: Sequence[Prompt], plan: SweepPlan) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts of a plan, and those for calibration."""
-    return apart(prompts, plan.limit) if plan.match else (list(prompts[: plan.limit]), [])
+    return split_for_calibration(prompts, plan.limit) if plan.match else (list(prompts[: plan.limit]), [])
 
 
 def _prompts(plan: SweepPlan, here: Path, offline: bool) -> list[Prompt]:

@@ -26,7 +26,7 @@ def tree(text_pair: Pair, where: torch.device, monkeypatch: pytest.MonkeyPatch) 
     tree = tables.tabulate(text_pair, [72, 105], width=6, depth=1)
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     monkeypatch.setattr(rounds, "SEEDS", 3)
-    monkeypatch.setattr(rounds, "OF_WHOLE_ROWS", [(4, 0)])
+    monkeypatch.setattr(rounds, "WHOLE_VOCABULARY_ROUNDS", [(4, 0)])
     monkeypatch.setattr(rounds, "SAMPLINGS", (Sampling(1.0),))
     return tree
 
