@@ -130,7 +130,7 @@ class Candidate(Data):
 
 
 class Level(Data):
-    """What leniency would gain at one limit of the mean TV to the target."""
+    """The best rule at one limit of the mean TV to the target."""
 
     max_tv: float
     candidate: Candidate
