@@ -97,4 +97,5 @@ def suggestion(name: str, known: Iterable[str], *, prefix: str = "", most: int =
     "; did you mean '/compare'?"
     """
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
-    return f"; did you mean {' or '.join(repr(prefix + each) for each in near)}?" if near else ""
+    names = " or ".join(f"'{prefix}{each}'" for each in near)
+    return f"; did you mean {names}?" if near else ""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from cascli import Pair, Run, compare, generate, generate_many, load_pair
-from cascli.analysis.comparison import Comparison, _totals, spread_of, summarise
+from cascli.analysis.comparison import _totals, spread_of, summarise
 from cascli.analysis.speculation_profile import of_comparison
-from cascli.cli.picks import _runs_of_prompt, picked
+from cascli.cli import picks
+from cascli.cli.picks import _runs_of_prompt
 from cascli.errors import UsageError
 from cascli.prompts import Prompt
 from cascli.render.comparison import by_prompt, prompt_line
@@ -136,11 +136,10 @@ def test_a_part_of_a_comparison_is_not_explained_by_the_whole(text_pair: Pair) -
     asked = [Prompt(("one",), "a", "x"), Prompt(("two",), "b", "y")]
     found = compare(text_pair, asked, ["target", "draft", "speculative:k=2"], max_new_tokens=4)
     assert found.explanation is not None and set(found.categories) == {"x", "y"}
-    file, kind = Path("c.json"), "cascli.compare/1"
-    alone = Comparison.from_json(picked(found.to_json(), kind, file, ["target", "draft"], None))
+    alone = picks.of_comparison(found, ["target", "draft"], None)
     assert alone.explanation is None and [row.strategy for row in alone.summary] == ["target", "draft"]
     assert [row.strategy for rows in alone.categories.values() for row in rows] == ["target", "draft"] * 2
-    first = Comparison.from_json(picked(found.to_json(), kind, file, [], "a"))
+    first = picks.of_comparison(found, [], "a")
     assert first.explanation is None and first.categories == {} and {run.prompt_id for run in first.runs} == {"a"}
     assert [row.num_prompts for row in first.summary] == [1] * 3
 

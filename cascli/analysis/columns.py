@@ -188,7 +188,7 @@ _RESULTS = (
     (ANSWERS, "waste", float, "mean TV(pi, q) + TV(pi, p) - TV(p, q): 0 where pi lies between p and q"),
     (ANSWERS, "efficiency", float, "rejections saved over TV(pi, p) spent, at most 1"),
     (ANSWERS, "out_of_head_per_1000", float, "kept drafts per 1,000 tokens that the exact test would have rejected and"
-     " that the target finds less than a fifth as likely as its best token"),
+     " that the target finds less than a fifth as likely as its best token; empty if none was kept"),
     (RUNS, "lossless", bool, "whether `max_tv_to_target` is 0 up to rounding"),
     (COMPARE, "first_divergence", int, "the first token of the first prompt's answer that differs from the target's,"
      " counted from 0 (the table on the screen counts from 1); empty if none does"),
@@ -210,7 +210,7 @@ _RESULTS = (
     (BENCH, "models_share", float, "share of the time after the prompt that the models' timed calls account for"),
     (ANSWERS, "flops_per_token", float, "an estimate, independent of the hardware"),
     (RUNS, "weight_bytes_per_token", float, "bytes of weights read, an estimate"),
-    (RUNS, "peak_memory_bytes", int, "GPU memory at its peak; empty on a CPU"),
+    (RUNS, "peak_memory_bytes", int, "GPU memory at its peak; empty on a CPU and in a batch"),
     (SWEEP, "log_likelihood", float, "mean log-probability per token of the answers under the target, in nats"),
     (BENCH, "copy_bytes_per_second", float, "bytes that a plain copy reads and writes per second: the ceiling"),
     (VERIFY, "status", str, "`pass`, `fail` or `skipped`"),

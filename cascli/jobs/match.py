@@ -157,7 +157,7 @@ def fitting(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[P
 def columns(
     request: RuleRequest, matching: Matching | None, settings: Resolved, existing: Sequence[Strategy] = ()
 ) -> list[Strategy]:
-    """Return strategies for each rule, per budget it meets or with default parameters, that `beside` does not have."""
+    """Return a strategy per rule and budget it meets, or with default parameters, unless `existing` has it."""
     k = settings.num_speculative_tokens
     specs = [f"speculative-cascade:rule={name}" for name in request.rules]
     strategies = [parse(spec, k) for spec in (specs if matching is None else strategies_of(matching.matched))]

@@ -172,14 +172,14 @@ def check_place(path: Path, *, flag: str = "--output") -> None:
     """Reject a path that cannot be written.
 
     Raises:
-        UsageError: the folder does not exist, or it or the file cannot be written.
+        UsageError: the folder does not exist, the path is a folder, a link points to itself, or it cannot be written.
     """
     try:
         real = files.behind_links(path)
     except UsageError as error:
         raise UsageError(f"{flag} {error}") from None
     if not real.parent.is_dir():
-        raise UsageError(f"{flag} {path}: no such folder: {path.parent if real == path.absolute() else real.parent}")
+        raise UsageError(f"{flag} {path}: no such folder: {real.parent if path.is_symlink() else path.parent}")
     if real.is_dir():
         raise UsageError(f"{flag} {path}: is a folder")
     if not os.access(real if real.exists() else real.parent, os.W_OK):
