@@ -126,7 +126,7 @@ def rotate_and_store(
         sin: sines, in the same layout.
         at: number of preceding tokens, an integer on the device (0-dim).
         key: `[1, G, capacity, D]`, its last dimension packed; written at positions `at` to `at + n - 1`.
-        value: of the same shape, written at the same positions.
+        value: of the same shape, its last dimension packed too; written at the same positions.
         norms: applied to queries and keys first, with weights `[2, D]`, packed; None for no norm.
 
     Returns:

@@ -44,7 +44,7 @@ class States:
         self.keys = self.values = torch.empty(0)
 
     def reserve(self, length: int) -> None:
-        """Request room for sequences of `length` tokens; it is allocated when something is first stored."""
+        """Make room for sequences of `length` tokens: existing buffers grow now, others are allocated at the first store."""
         self._requested = max(self._requested, rounded_up(length))
         if self.capacity:
             self._grow(self.keys, self.values)

@@ -31,7 +31,10 @@ class EagerRunner(Runner):
         *,
         prompt_block: int | None = None,
     ) -> None:
-        """Wrap a model with its weights in place; without `cache`, the runner creates its own."""
+        """Wrap a model with its weights in place; without `cache`, the runner creates its own.
+
+        With `prompt_block`, prompts are read in blocks of that many tokens.
+        """
         self.model = model
         self.vocab = vocab
         self.device = device

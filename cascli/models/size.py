@@ -97,7 +97,7 @@ def size_of(model: Network) -> Size:
 
 
 def _output_parameters(head: nn.Module | None) -> int | None:
-    """Number of weights of the output matrix; None if the model has no plain one of its own."""
+    """Number of weights of the output matrix; None if it has none of its own whose weights can be counted."""
     if head is None:
         return None
     if hasattr(head, "weight_count"):
