@@ -223,7 +223,7 @@ def _of_replay(found: SyntheticRuns) -> dict[str, Any]:
 
 
 def _graphs(pair: Pair) -> dict[str, dict[str, float] | None]:
-    """Return number and capture time of both models' graphs and of the rest of a round's; None where nothing is captured."""
+    """Return number and capture time of the models' graphs, and of a round's; None where nothing is captured."""
     found = {role: _graphs_of(getattr(pair, role).runner) for role in ROLES}
     return found | {"rounds": {"capture_seconds": pair.graphs.seconds} if pair.graphs.captures else None}
 

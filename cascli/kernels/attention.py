@@ -222,8 +222,8 @@ def attend(
 
     Args:
         query: `[1, heads, n, width]`.
-        key: `[places, shared heads, capacity, width]`, with a single place if `places` is None and otherwise at least one
-            per sequence; the last dimension must have stride 1, the others may have any.
+        key: `[places, shared heads, capacity, width]`, with a single place if `places` is None and otherwise at least
+            one per sequence; the last dimension must have stride 1, the others may have any.
         value: of the same shape.
         at: number of preceding tokens, an integer on the device (0-dim); for several sequences one per token, `[n]`.
         places: index into the first dimension of `key` for each token, `[n]`; tokens of one sequence must be

@@ -150,7 +150,7 @@ class Strategy(ABC):
         """The parameters that this strategy takes, given the values of some of them.
 
         Raises:
-            UsageError: a rule, drafter or stop that does not exist, or one of whose parameters has the name of a parameter
+            UsageError: a rule, drafter or stop that does not exist, or one of whose parameters has the name of one
                 that the strategy already has.
         """
         known = [field.name for field in fields(cls)]
