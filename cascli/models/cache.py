@@ -44,7 +44,7 @@ class States:
         self.keys = self.values = torch.empty(0)
 
     def reserve(self, length: int) -> None:
-        """Make room for sequences of `length` tokens: existing buffers grow now, new ones are made at the first store."""
+        """Make room for sequences of `length` tokens: buffers grow now, or are made at the first store."""
         self._requested = max(self._requested, rounded_up(length))
         if self.capacity:
             self._grow(self.keys, self.values)
