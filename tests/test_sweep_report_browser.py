@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(chromium.found() is None, reason="Chromium is not installed"),
     pytest.mark.slow,
 ]
-WIDTHS = (390, 1280, 1600)
+WIDTHS = (390, 1000, 1280, 1600)
 PLAN = plan_of()
 
 
