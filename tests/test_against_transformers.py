@@ -63,7 +63,7 @@ def test_assisted_generation_agrees(name: str) -> None:
 
 
 @pytest.mark.parametrize("paddings", [(64, 64), (64, 80), (96, 64)])
-def test_paddings_of_the_vocabulary(paddings: tuple[int, int]) -> None:
+def test_padded_vocabularies_write_what_transformers_writes(paddings: tuple[int, int]) -> None:
     """The shorter head decides; transformers is configured to suppress the ids beyond it."""
     draft, target = paddings
     pair = load_pair({"draft": model(1, draft), "target": model(2, target)})
@@ -156,7 +156,7 @@ def test_assisted_sampling_follows_the_same_law() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mamba", "bart", "rwkv"])
-def test_what_cannot_work_fails_at_load_with_a_reason(kind: str) -> None:
+def test_unsupported_models_fail_at_load_with_a_reason(kind: str) -> None:
     from cascli.errors import CascliError
 
     with pytest.raises(CascliError, match=r"cannot be rewound|encoder-decoder|tells nothing"):

@@ -67,7 +67,9 @@ def _heavy(rng: random.Random) -> float:
     ],
     ids=["longer", "loops", "as long"],
 )
-def test_intervals_of_ratios_cover(noise: Callable[[random.Random], float], truth: float, n: int, seeds: int) -> None:
+def test_ratio_intervals_cover_the_true_ratio(
+    noise: Callable[[random.Random], float], truth: float, n: int, seeds: int
+) -> None:
     """Lengths differ far more between prompts than between the two answers to a prompt, so pairs must stay together."""
     rng, held, widths = random.Random(n), [], []
     for _ in range(150):
@@ -86,7 +88,7 @@ def test_intervals_of_ratios_cover(noise: Callable[[random.Random], float], trut
         assert sum(widths) / len(widths) < 1.6  # not needlessly wide: unpaired lengths alone scatter by 1.4
 
 
-def test_the_interval_is_of_the_ratio_of_the_means() -> None:
+def test_the_interval_is_centred_on_the_ratio_of_the_means() -> None:
     """If only long answers become longer, the mean of the prompts' ratios is another number."""
     groups = [[(3 * length if length > 50 else length, length)] for length in (100.0, 110.0, 90.0, 10.0, 12.0, 8.0) * 4]
     found = ratio_interval(groups)
@@ -94,7 +96,7 @@ def test_the_interval_is_of_the_ratio_of_the_means() -> None:
     assert math.sqrt(found.low * found.high) == pytest.approx(ratio_of_totals(groups)) == pytest.approx(930 / 330)
 
 
-def test_few_prompts_give_a_range_and_equal_ones_no_scatter() -> None:
+def test_few_prompts_give_a_range_and_equal_ratios_no_scatter() -> None:
     assert ratio_interval([[(2.0, 1.0)]]) is None
     few = ratio_interval([[(2.0, 1.0)], [(3.0, 1.0)], [(1.0, 1.0)]])
     assert few is not None and (few.low, few.high, few.kind) == (1.0, 3.0, "range")
@@ -128,7 +130,7 @@ def test_ratios_are_paired_by_prompt_and_seed() -> None:
     assert costs.lossless is None and costs.calls_to_lossless is None
 
 
-def test_lengths_are_withheld_where_more_than_a_tenth_was_cut() -> None:
+def test_lengths_are_withheld_if_over_a_tenth_of_answers_were_cut() -> None:
     whole, longer = ten([100] * 10, [100] * 10), ten([200] * 10, [50] * 10, cut=1)
     costs = answer_costs(RULE, {"target": whole, RULE: longer})
     assert costs is not None and costs.withheld is None and costs.length is not None
@@ -144,7 +146,7 @@ def test_lengths_are_withheld_where_more_than_a_tenth_was_cut() -> None:
         assert outcome(costs) == "–"  # there is no lossless speculation to compare with
 
 
-def test_a_rule_is_held_against_the_speculation_of_its_own_block_length() -> None:
+def test_a_rule_is_compared_with_speculation_of_its_own_block_length() -> None:
     plain = {f"speculative:k={k}": ten([100] * 10, [calls] * 10) for k, calls in ((2, 50), (4, 40))}
     costs = answer_costs(RULE, {**plain, RULE: ten([100] * 10, [20] * 10, accepted=1)})
     assert costs is not None and costs.lossless == PLAIN
@@ -160,7 +162,7 @@ def test_a_rule_is_held_against_the_speculation_of_its_own_block_length() -> Non
 # --- loops ---
 
 
-def test_loops_are_phrases_three_times_in_a_row() -> None:
+def test_a_loop_is_a_phrase_repeated_three_times_in_a_row() -> None:
     text = list(range(100, 150))
     phrase = [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert looped_tokens([]) == looped_tokens([7]) == looped_tokens(text) == 0
@@ -201,7 +203,7 @@ def test_a_mixture_wastes_nothing(small: Pair, strategy: str) -> None:
     assert found.positions == found.tokens == sum(len(run.token_ids) for run in runs)
 
 
-def test_token_rules_waste_what_the_head_rule_does_not(small: Pair) -> None:
+def test_token_rules_have_waste_and_the_head_rule_has_none(small: Pair) -> None:
     found = {}
     for rule in ("token-v3", "head"):
         parts = [run.metrics.distances for run in runs_of(small, f"speculative-cascade:rule={rule},alpha=0.5")]
@@ -213,7 +215,7 @@ def test_token_rules_waste_what_the_head_rule_does_not(small: Pair) -> None:
     assert (d.efficiency(found["token-v3"]) or 1) < 0.95
 
 
-def test_kl_is_that_of_the_rule(small: Pair) -> None:
+def test_kl_matches_the_distribution_of_the_rule(small: Pair) -> None:
     """Compared with distributions computed here from the models themselves, at the first token."""
     from cascli.sampling import distributions
 
@@ -232,7 +234,7 @@ def test_kl_is_that_of_the_rule(small: Pair) -> None:
     assert first.regret == pytest.approx(float(p.max().log() - p[first.id].log()), rel=1e-4, abs=1e-6)
 
 
-def test_a_token_that_the_target_cannot_say_is_infinitely_far(small: Pair) -> None:
+def test_a_token_the_target_cannot_produce_has_infinite_distance(small: Pair) -> None:
     """Top-k cuts both models: a rule that follows the draft gives mass to tokens outside the target's cut."""
     [run, *_] = runs_of(small, "speculative-cascade:rule=mixture,target_weight=0.5", top_k=3)
     found = run.metrics.distances
@@ -243,7 +245,7 @@ def test_a_token_that_the_target_cannot_say_is_infinitely_far(small: Pair) -> No
     assert Run.from_json(text) == run
 
 
-def test_at_temperature_0_regret_stands_for_the_divergence(small: Pair) -> None:
+def test_regret_replaces_the_divergence_at_temperature_0(small: Pair) -> None:
     lossless, lossy = (
         d.total(run.metrics.distances for run in runs_of(small, rule, temperature=0.0))
         for rule in ("speculative:draft=model", "speculative-cascade:rule=head,alpha=0.9")
@@ -255,7 +257,7 @@ def test_at_temperature_0_regret_stands_for_the_divergence(small: Pair) -> None:
     assert lossy.regret <= lossy.tokens * math.log(10)
 
 
-def test_what_was_not_computed_is_none_and_adds_nothing(small: Pair) -> None:
+def test_values_that_were_not_computed_are_none_and_add_nothing(small: Pair) -> None:
     """The target alone has no q and, at temperature 1, no regret: a sum over no positions is None, not 0."""
     for temperature, regret in ((0.0, 0.0), (1.0, None)):
         found = generate(small, "one", strategy="target", temperature=temperature).metrics.distances
@@ -271,7 +273,7 @@ def test_what_was_not_computed_is_none_and_adds_nothing(small: Pair) -> None:
     assert (both.positions, both.tv_to_draft) == (lossy.positions, lossy.tv_to_draft) and both.regret is None
 
 
-def test_the_exact_test_is_the_one_that_speculation_makes(small: Pair) -> None:
+def test_exact_is_the_decision_of_plain_speculation(small: Pair) -> None:
     """With the same random numbers both test the same first draft; `exact` must be plain speculation's decision."""
     seen = set()
     for seed in range(30):
@@ -285,7 +287,7 @@ def test_the_exact_test_is_the_one_that_speculation_makes(small: Pair) -> None:
     assert seen == {True, False}
 
 
-def test_tokens_out_of_the_head_are_kept_drafts_that_the_target_finds_unlikely(small: Pair) -> None:
+def test_out_of_head_tokens_are_kept_drafts_unlikely_under_the_target(small: Pair) -> None:
     runs = runs_of(small, "speculative-cascade:rule=opt,alpha=1", max_new_tokens=60)
     counted = 0
     for run in runs:
@@ -302,7 +304,7 @@ def test_tokens_out_of_the_head_are_kept_drafts_that_the_target_finds_unlikely(s
     assert d.out_of_head_rate(inside) == 0  # and this is a number, since drafts were kept
 
 
-def test_what_does_not_know_its_distances_has_none(small: Pair) -> None:
+def test_strategies_without_distances_report_none(small: Pair) -> None:
     draft, target = (answer(small, name, max_new_tokens=8) for name in ("draft", "target"))
     assert draft.metrics.distances is None
     found = target.metrics.distances
@@ -332,7 +334,7 @@ def verdict_of(tokens: Sequence[int], calls: Sequence[int], *, accepted: int, cu
     return cost_verdict(rows, fancy=False), outcome(rows[2].costs)
 
 
-def test_the_verdict_tells_saving_from_seeming_to() -> None:
+def test_the_verdict_separates_real_savings_from_apparent_ones() -> None:
     said, word = verdict_of([250] * 10, [85] * 10, accepted=150)
     assert word == "more calls"
     assert said is not None and said.startswith(
@@ -354,7 +356,7 @@ def test_the_verdict_tells_saving_from_seeming_to() -> None:
 
 
 @pytest.mark.parametrize(("prompts", "flags", "told"), [(1, [], False), (1, ["-v"], True), (2, [], True)])
-def test_what_an_answer_costs_is_told_where_its_table_stands(
+def test_the_note_on_cost_per_answer_is_printed_only_with_its_table(
     prompts: int, flags: list[str], told: bool, tmp_path: Path
 ) -> None:
     """For a single prompt, neither the table nor the note is printed unless `-v` is given."""
@@ -366,7 +368,7 @@ def test_what_an_answer_costs_is_told_where_its_table_stands(
     assert ("The cost per answer is not shown" in found.stdout) is told
 
 
-def test_of_many_rules_it_is_told_how_many_would_differ_by_chance() -> None:
+def test_for_many_rules_the_number_expected_to_differ_by_chance_is_given() -> None:
     rng = random.Random(1)
     jitter = [rng.randrange(4) for _ in range(10)]
     rules = [f"speculative-cascade:rule=opt,alpha={i / 10},k=4" for i in range(3)]
@@ -399,7 +401,7 @@ def compared(small: Pair) -> Comparison:
     return compare(small, texts, strategies, max_new_tokens=12, temperature=1.0, measure=False, warm_up=False)
 
 
-def test_a_comparison_holds_answers_against_each_other(small: Pair) -> None:
+def test_a_comparison_includes_answer_costs_and_distances(small: Pair) -> None:
     found = compared(small)
     target, plain, head, draft = (each.costs for each in found.summary)
     assert target is not None and plain is not None and head is not None and draft is not None
@@ -416,7 +418,7 @@ def test_a_comparison_holds_answers_against_each_other(small: Pair) -> None:
 # --- requirements ---
 
 
-def test_requirements_are_read_with_their_bounds() -> None:
+def test_requirements_are_parsed_with_their_bounds() -> None:
     from cascli.analysis.requirements import Requirement
 
     assert Requirement.of("length<=1.05", scored=False)[1:] == ("length", 1.05)
@@ -437,7 +439,7 @@ def test_requirements_are_read_with_their_bounds() -> None:
         Requirement.of("quality>=0.5", scored=False)
 
 
-def test_the_first_violation_is_told_and_what_cannot_be_judged_is_one(small: Pair) -> None:
+def test_the_first_violation_is_reported_and_an_unknown_value_is_one(small: Pair) -> None:
     from cascli.analysis.requirements import Requirement, first_violation
 
     rows = compared(small).summary
@@ -476,7 +478,7 @@ def prompts_file(folder: Path, count: int = 6) -> Path:
     return file
 
 
-def test_a_gate_shuts_with_the_first_violation_in_one_line(cli: Callable[..., Result], tmp_path: Path) -> None:
+def test_require_fails_with_the_first_violation_in_one_line(cli: Callable[..., Result], tmp_path: Path) -> None:
     asked = ("compare", "hi", *TINY, "--max-new-tokens", "6", "-s", "speculative:k=2")
     fine = cli(*asked, "--require", "lossless", "--require", "no-loops")
     assert fine.exit_code == 0, fine.output
@@ -493,7 +495,7 @@ def test_a_gate_shuts_with_the_first_violation_in_one_line(cli: Callable[..., Re
     assert wrong.exit_code == 2 and "write length<=NUMBER" in wrong.stderr and not wrong.stdout
 
 
-def test_answers_to_several_prompts_are_whole_by_default(cli: Callable[..., Result], tmp_path: Path) -> None:
+def test_several_prompts_default_to_full_length_answers(cli: Callable[..., Result], tmp_path: Path) -> None:
     asked = ("compare", "--prompts", prompts_file(tmp_path, 2), *TINY, "-s", "speculative:k=2", "--json")
     long, short = cli(*asked), cli(*asked, "--max-new-tokens", "5")
     assert [run["sampling"]["max_new_tokens"] for run in json.loads(long.stdout)["runs"]] == [256] * 4
@@ -504,7 +506,7 @@ def test_answers_to_several_prompts_are_whole_by_default(cli: Callable[..., Resu
     assert json.loads(one.stdout)["runs"][0]["sampling"]["max_new_tokens"] == 24  # the pair's own default
 
 
-def test_several_prompts_show_what_answers_cost(cli: Callable[..., Result], tmp_path: Path) -> None:
+def test_several_prompts_show_the_cost_per_answer(cli: Callable[..., Result], tmp_path: Path) -> None:
     rule = "speculative-cascade:rule=head,alpha=0.5,k=2"
     asked = (
         "compare",
@@ -531,7 +533,7 @@ def test_several_prompts_show_what_answers_cost(cli: Callable[..., Result], tmp_
     assert float(rows[rule]["waste"]) == pytest.approx(0, abs=1e-6) and float(rows[rule]["kl_per_answer"]) > 0
 
 
-def test_a_sweep_knows_what_answers_cost(cli: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_sweep_reports_the_cost_per_answer(cli: Callable[..., Result], tmp_path: Path) -> None:
     """Costs come from the records: a table rebuilt from an older folder, which lacks them, leaves them out."""
     rule = "speculative-cascade:rule=opt,alpha=0.5,k=2"
     plan = {
@@ -587,7 +589,7 @@ def test_a_sweep_pairs_answers_by_prompt_seed_and_repeat() -> None:
     assert (row.costs.length.of_means, row.costs.length.interval) == (2, (2, 2)) and row.costs.length.prompts == 3
 
 
-def test_seeds_of_a_prompt_are_part_of_how_prompts_differ() -> None:
+def test_intervals_depend_only_on_each_prompts_mean_over_seeds() -> None:
     """Resampling seeds within resampled prompts would count their scatter twice."""
     rng = random.Random(4)
     groups = [[(rng.lognormvariate(0.2, 0.3), rng.lognormvariate(0.0, 0.3)) for _ in range(3)] for _ in range(12)]
@@ -595,7 +597,7 @@ def test_seeds_of_a_prompt_are_part_of_how_prompts_differ() -> None:
     assert ratio_interval(groups) == ratio_interval(means)
 
 
-def test_six_prompts_of_one_speed_show_it() -> None:
+def test_six_prompts_of_similar_speed_prove_a_speed_up() -> None:
     """An unseen prompt may double an answer's length, but not a lossless strategy's time per token."""
     groups = [[(ratio, 1.0)] for ratio in (1.14, 1.15, 1.17, 1.17, 1.19, 1.23)]
     known, wide = ratio_interval(groups, 1.25), ratio_interval(groups)
@@ -603,7 +605,7 @@ def test_six_prompts_of_one_speed_show_it() -> None:
     assert 1.05 < known.low < known.high < 1.3 and wide.low < 1 < wide.high
 
 
-def test_a_ratio_of_rates_lies_within_its_interval_which_covers_it() -> None:
+def test_the_interval_of_a_rate_ratio_contains_the_estimate_and_covers_the_truth() -> None:
     """Eleven long answers and a short one: the median over prompts may differ from the rate over all tokens."""
     prompts = [(100.0, 50.0, 100.0, 100.0)] * 11 + [(5.0, 8.0, 5.0, 5.0)]
     found = rate_ratio_interval(prompts)
@@ -636,7 +638,7 @@ def test_a_speed_lies_within_its_own_interval() -> None:
     assert found.speed_interval[0] < found.speed_vs_target < found.speed_interval[1] and found.speed_vs_target < 1
 
 
-def test_turns_are_one_conversation() -> None:
+def test_turns_count_as_one_conversation() -> None:
     cut = Record(cell=Cell(strategy="target", temperature=0.0, seed=0), problem="1", turns=3, cut=2, rounds=0, looped=0)
     assert _answered([cut])[0].turns == 3
     answers = {"target": [each._replace(tokens=9) for each in _answered([cut])]}
@@ -648,7 +650,7 @@ def test_turns_are_one_conversation() -> None:
     assert nats.cell(two) == "6.0"  # type: ignore[arg-type]
 
 
-def test_a_gate_on_length_is_a_ratio_of_means_and_loops_need_no_target() -> None:
+def test_length_requirements_use_the_ratio_of_means_and_no_loops_needs_no_target() -> None:
     length = Ratio(of_means=1.0, mean=1.5, interval=None, interval_kind=None, prompts=2)
     row: Any = SimpleNamespace(strategy="draft", costs=SimpleNamespace(length=length, looped_share=0.2, withheld=None))
     assert first_violation([Requirement.of("length<=1.05", scored=False)], [row]) is None
@@ -656,7 +658,7 @@ def test_a_gate_on_length_is_a_ratio_of_means_and_loops_need_no_target() -> None
 
 
 @pytest.mark.parametrize(("text", "name"), [("speedup>=1.2", "speed_vs_target"), ("quality>=1.2", "quality")])
-def test_what_is_just_as_much_as_is_required_is_enough(text: str, name: str) -> None:
+def test_a_value_equal_to_the_requirement_is_enough(text: str, name: str) -> None:
     wanted = [Requirement.of(text, scored=True)]
     for value, enough in ((1.2, True), (1.3, True), (1.19, False), (None, False)):
         row: Any = SimpleNamespace(strategy="draft", **{name: value})

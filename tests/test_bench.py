@@ -29,7 +29,9 @@ from tests.test_screen import screen
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_synthetic_acceptance_is_what_was_asked_for(text_pair: Pair, acceptance: float, temperature: float) -> None:
+def test_synthetic_acceptance_matches_the_requested_rate(
+    text_pair: Pair, acceptance: float, temperature: float
+) -> None:
     tested = passed = 0
     for seed in range(12):
         run = generate(
@@ -50,7 +52,7 @@ def test_synthetic_acceptance_is_what_was_asked_for(text_pair: Pair, acceptance:
     assert abs(passed / tested - acceptance) <= 5 * deviation  # a false alarm has probability 6e-7
 
 
-def test_bench_holds_what_it_promises(text_pair: Pair, tmp_path: Path) -> None:
+def test_bench_results_are_complete_and_round_trip(text_pair: Pair, tmp_path: Path) -> None:
     found = bench(
         text_pair, contexts=[20, 50], blocks=(1, 2, 3), repeats=2, synthetic_acceptance=0.7, ks=(2,), tokens=12
     )
@@ -115,7 +117,7 @@ def test_a_round_costs_the_same_late_in_a_long_answer() -> None:
     assert late[tenth // 2] < 2 * early[tenth // 2]
 
 
-def test_numbers_stand_under_their_headings(text_pair: Pair) -> None:
+def test_numbers_are_printed_under_their_headings(text_pair: Pair) -> None:
     """Readers look up block costs, predictions and measurements in these columns."""
     made = bench(text_pair, contexts=[16], blocks=(1, 2, 3), repeats=1, synthetic_acceptance=0.7, ks=(2,), tokens=8)
     steps = Profile(context=16, draft={1: timing([0.5])}, target={1: timing([2.0]), 2: timing([2.5]), 3: timing([3.5])})

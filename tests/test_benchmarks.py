@@ -93,7 +93,7 @@ def test_report_is_made_from_the_files(document: Path) -> None:
     assert "k = 2" in text and "python -m benchmarks.compare_engines -c saved" in text
 
 
-def test_prompts_are_of_all_kinds() -> None:
+def test_prompts_cover_all_kinds() -> None:
     assert len(set(compare_engines.spread(6))) == 6
     assert len(compare_engines.spread(100)) == 30
 
@@ -104,7 +104,7 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def test_llama_cpp_programs_are_read(tmp_path: Path) -> None:
+def test_output_of_llama_cpp_programs_is_parsed(tmp_path: Path) -> None:
     bench = script(tmp_path / "llama-bench", """echo '[{"avg_ts": 12.5, "n_gen": 64}]'\n""")
     assert llama_cpp.target_speed(bench, Path("m.gguf"), 2, 64) == 12.5
     report = "decoded   65 tokens in    6.500 seconds, speed:   10.000 t/s\\nn_drafted = 50\\nn_accept  = 30\\n"
@@ -121,7 +121,9 @@ def test_llama_cpp_needs_its_models(saved: Path) -> None:
         compare_engines.main(["-c", str(saved), "--llama-bench", "x"])
 
 
-def test_a_precision_is_compared_along_the_reference(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_precisions_are_compared_along_the_answers_of_the_reference(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["-c", str(saved), "--limit", "2", "--max-new-tokens", "6"]
     accuracy.main([*arguments, "--dtypes", "float32", "int8"])
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
@@ -142,7 +144,7 @@ TINY = ["--device", "cpu", "--dtype", "float32", "--shrink", "32", "--tokens", "
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_runs_through_on_a_cpu(
+def test_the_gpu_benchmark_completes_on_a_cpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its figures mean nothing here; what matters is that it finishes with everything in place."""
@@ -168,7 +170,7 @@ def tiny_ask(until: float) -> gpu_job.Ask:
     return dataclasses.replace(job.ask, until=until)
 
 
-def test_a_row_that_is_late_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_row_lists_what_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_pair.Measurement, "_beside", lambda _: pytest.fail("there is no time for this"))
     saved: list[str] = []
     found = gpu_pair.Measurement(tiny_ask(until=0.0), lambda entry: saved.append(json.dumps(entry))).all()
@@ -179,7 +181,7 @@ def test_a_row_that_is_late_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPa
     assert note.startswith(f"{found['name']}: no time was left for speculation at 0.8, transformers, ")
 
 
-def test_a_compiled_row_is_held_against_what_transformers_compiles() -> None:
+def test_a_compiled_row_is_compared_with_what_transformers_compiles() -> None:
     ask = dataclasses.replace(tiny_ask(until=0.0), compiled=True)
     measured = gpu_pair.Measurement(ask, lambda _: None)
     assert measured.all()["left_out"][-1] == "transformers with a static cache"
@@ -194,7 +196,7 @@ def test_a_compiled_row_is_held_against_what_transformers_compiles() -> None:
 RATES = ("measured_speed_up", "predicted_speed_up", "outside_the_models", "target_tokens_per_second")
 
 
-def test_a_part_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_part_does_not_affect_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise TypeError("transformers has changed")
 
@@ -214,14 +216,14 @@ def rows_of(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more:
     return json.loads(out.read_text())["pairs"]
 
 
-def test_a_pair_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_pair_does_not_affect_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = rows_of("assert False, 'illegal memory access'", tmp_path, monkeypatch)
     assert len(found) == len(gpu.PAIRS)
     assert all(each["error"].endswith("AssertionError: illegal memory access") for each in found)
     assert [gpu_table.line_of(each)[1] for each in found] == ["failed"] * len(found)
 
 
-def test_a_process_that_dies_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_keeps_its_partial_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dying = 'import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(\'{"device": "H"}\'); os.abort()'
     [found] = rows_of(dying, tmp_path, monkeypatch, "--pairs", "0")
     assert found["device"] == "H" and "Abort" in found["error"]
@@ -238,13 +240,13 @@ def test_a_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["wall_seconds"] < 20
 
 
-def test_nothing_is_begun_without_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_starts_without_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = rows_of("raise SystemExit(3)", tmp_path, monkeypatch, "--seconds", "1")
     assert [each["skipped"] for each in found] == ["out of time"] * len(gpu.PAIRS)
     assert all(gpu_table.notes_of(each) == [f"{each['name']}: no time was left"] for each in found)
 
 
-def test_compiled_rows_wait_for_those_that_they_would_displace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_rows_are_put_off_if_they_would_displace_others(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = gpu.planned(gpu.arguments([]))
     assert [job.ask.compiled for job in jobs] == [False, True] * len(gpu.PAIRS)
     assert sum(job.seconds for job in jobs if not job.ask.compiled) <= 400
@@ -271,7 +273,7 @@ def test_compiled_rows_wait_for_those_that_they_would_displace(monkeypatch: pyte
     assert measured(4000) == ([job.ask.compiled for job in jobs], [])
 
 
-def test_a_compiled_row_that_did_not_fit_is_listed_beside_its_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_row_that_did_not_fit_is_listed_next_to_its_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     """A later run of that row alone replaces the entry."""
     rows = [{"name": name, "compiled": compiled} for compiled in (False, True) for name in "ab"]
     rows[3]["skipped"] = "out of time"
@@ -281,14 +283,14 @@ def test_a_compiled_row_that_did_not_fit_is_listed_beside_its_pair(monkeypatch: 
     assert gpu_table.line_of(rows[3])[:2] == ["b (compiled)", "out of time"]
 
 
-def test_the_page_says_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_lists_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows_of("raise SystemExit(3)", tmp_path, monkeypatch, "--seconds", "1", "--pairs", "0")
     text = report.gpu_table([tmp_path / "gpu.json"])
     name = gpu.PAIRS[0].draft + " with " + gpu.PAIRS[0].target
     assert f"| {name} | out of time |" in text and f"\n- {name}: no time was left" in text
 
 
-def test_rows_are_added_to_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_add_keeps_the_rows_already_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{}')"
     first = rows_of(script, tmp_path, monkeypatch, "--pairs", "1")
     both = rows_of(script, tmp_path, monkeypatch, "--pairs", "0", "1", "--add")
@@ -296,7 +298,7 @@ def test_rows_are_added_to_those_of_a_file(tmp_path: Path, monkeypatch: pytest.M
     assert len(rows_of(script, tmp_path, monkeypatch, "--pairs", "0")) == 1
 
 
-def test_what_is_missing_is_named_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_before_any_import(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"torch": "2.11.0+cu130", "transformers": "5.16.0", "pytest": "9.1"}
 
     def version(name: str) -> str:
@@ -313,7 +315,7 @@ def test_what_is_missing_is_named_before_anything_is_imported(monkeypatch: pytes
     assert "pydantic comes with annotated-types, pydantic-core" in rest[-1]
 
 
-def test_only_what_is_used_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_packages_in_use_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(needs, "version", lambda name: asked.append(name) or "99.0")
     needs.check([])
@@ -333,7 +335,7 @@ def test_transformers_with_a_static_cache_writes_the_same(id_pair: Pair) -> None
     assert plain.token_ids == static.token_ids
 
 
-def test_kernels_are_counted_where_they_run() -> None:
+def test_kernels_and_copies_are_counted_on_the_device() -> None:
     def event(name: str, where: DeviceType = DeviceType.CUDA) -> SimpleNamespace:
         return SimpleNamespace(name=name, device_type=where, is_user_annotation=False)
 

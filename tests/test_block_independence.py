@@ -51,7 +51,7 @@ def test_logits_are_the_same_alone_and_in_a_block(loaded: Pair, context: int) ->
         assert torch.equal(rest, alone[1:n])
 
 
-def test_greedy_speculation_is_the_target_with_equal_probabilities(loaded: Pair) -> None:
+def test_greedy_speculation_matches_the_target_with_equal_probabilities(loaded: Pair) -> None:
     settings = {"max_new_tokens": 40, "temperature": 0.0}
     alone = generate(loaded, "hello", strategy="target", **settings)
     for k in (1, 4, 7):
@@ -59,13 +59,13 @@ def test_greedy_speculation_is_the_target_with_equal_probabilities(loaded: Pair)
         assert ahead.token_ids == alone.token_ids
 
 
-def test_models_that_do_more_than_attend_keep_their_own_attention() -> None:
+def test_models_with_nonstandard_attention_keep_their_own_implementation() -> None:
     assert load_pair(pair(300)).target.model.config._attn_implementation == NAME
     gemma = load_pair(pair(300, **EVERY_ARCHITECTURE["gemma2"]))
     assert gemma.target.model.config._attn_implementation != NAME
 
 
-def test_the_decoder_of_two_stacks_attends_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_decoder_uses_row_attention_in_every_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers 5.17 switches only the model's own config, not the copies held by its encoder and decoder."""
 
     def its_own(model: PreTrainedModel, name: str) -> None:

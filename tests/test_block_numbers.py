@@ -43,7 +43,7 @@ def runs(loaded: Pair) -> list[Run]:
     ]
 
 
-def test_what_is_counted_by_tests_of_tokens_is_withheld(runs: list[Run]) -> None:
+def test_block_verification_omits_per_token_test_counts(runs: list[Run]) -> None:
     for run in runs[:8]:
         m = run.metrics
         assert (m.num_tested_draft_tokens, m.rejection_rate) == (None, None)
@@ -61,7 +61,7 @@ def test_what_is_counted_by_tests_of_tokens_is_withheld(runs: list[Run]) -> None
     assert any("drafted tokens accepted" in line for line in lines(runs[0], verbose=True))
 
 
-def test_a_token_may_stand_whose_own_prefix_failed(runs: list[Run]) -> None:
+def test_a_token_may_be_kept_although_its_own_prefix_failed(runs: list[Run]) -> None:
     """So the probability of its prefix is not a rate: its mean is far from the share of tokens that are kept."""
     drafted = [token for run in runs[:8] for step in run.rounds for token in step.drafted]
     told = sum(token.accept_prob for token in drafted) / len(drafted)
@@ -74,7 +74,7 @@ def costs() -> Profile:
     return Profile(context=10, draft={1: timing([0.1])}, target=steps)
 
 
-def test_the_prediction_is_of_the_tokens_that_there_were(loaded: Pair, runs: list[Run], any_noise: None) -> None:
+def test_the_prediction_uses_the_tokens_actually_written(loaded: Pair, runs: list[Run], any_noise: None) -> None:
     target = generate(loaded, prompt_ids=[1, 2], strategy="target", max_new_tokens=24, temperature=1.0)
     drafting = runs[:8]
     why = account(drafting, [target, *drafting], costs(), noise=1e9)
@@ -88,7 +88,7 @@ def test_the_prediction_is_of_the_tokens_that_there_were(loaded: Pair, runs: lis
     assert by_token.acceptance is not None and "of the tested drafts pass" in sentence(by_token)
 
 
-def test_the_trace_page_and_the_terminal_tell_of_prefixes(runs: list[Run]) -> None:
+def test_the_trace_page_and_the_terminal_show_prefix_probabilities(runs: list[Run]) -> None:
     view = data(runs[:1], [], [], None)["prompts"][0]["runs"][0]
     assert view["params"] == {"k": "4", "verify": "block"}  # the page chooses its wording by these
     shown = [token for step in view["rounds"] for token in step["tokens"] if "accept_prob" in token]
@@ -136,7 +136,7 @@ def together(tree: tables.Tree) -> tables.Tree:
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_verify_fails_on_what_is_planted(bug: object, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_fails_on_planted_bugs(bug: object, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(bug)
     bug(monkeypatch)
     tree = together(tree)

@@ -58,7 +58,7 @@ ALONE = ("gemma2", *ENCODER_DECODERS)
 
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
-def test_a_prompt_read_in_blocks_is_the_prompt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_prompt_in_blocks_equals_reading_it_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks longer than a sliding window, and a last one of any length."""
     monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 17)
     run = runner(name)
@@ -75,7 +75,7 @@ def test_a_prompt_read_in_blocks_is_the_prompt(name: str, monkeypatch: pytest.Mo
     assert run.prompt_blocks(torch.tensor([3])) == ()
 
 
-def test_prompts_are_read_in_blocks_where_positions_do_not_go_by_the_text() -> None:
+def test_prompts_are_read_in_blocks_unless_positions_depend_on_the_text() -> None:
     """A position encoding that depends on the longest text would read a block as if nothing followed."""
     dynamic = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
     for more, blocks in (({}, PROMPT_BLOCK), (dynamic, None)):
@@ -83,7 +83,7 @@ def test_prompts_are_read_in_blocks_where_positions_do_not_go_by_the_text() -> N
         assert loaded.target.runner.prompt_block == blocks == loaded.target.runner.fresh().prompt_block
 
 
-def test_buffers_grow_and_keep_what_they_held() -> None:
+def test_growing_buffers_keep_their_contents() -> None:
     run = runner("llama")
     ids = torch.arange(250) % 40
     run.forward(ids[:200], 1)
@@ -102,6 +102,6 @@ def test_rewinding_copies_nothing() -> None:
     assert run.cache.layers[0].states.keys.data_ptr() == place
 
 
-def test_only_the_asked_rows_come_back_without_padding() -> None:
+def test_only_the_requested_rows_are_returned_without_padding() -> None:
     pair = load_pair({"draft": model(1, 300), "target": model(2, 280)})
     assert pair.target.runner.forward(torch.arange(6), 2).shape == (2, 257)

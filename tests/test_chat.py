@@ -43,7 +43,7 @@ def talk(config: str, *said: str, flags: tuple[str, ...] = ()) -> Result:
     return CliRunner().invoke(app, arguments, input="".join(f"{line}\n" for line in said))
 
 
-def test_a_piped_conversation_is_what_generate_makes_of_its_turns(stored: str, tmp_path: Path) -> None:
+def test_a_piped_conversation_matches_generate_with_the_same_turns(stored: str, tmp_path: Path) -> None:
     turns = tmp_path / "turns.jsonl"
     turns.write_text(json.dumps({"id": "", "turns": ["hi", "and then?"]}))
     asked = ["generate", "-c", stored, "--prompts", str(turns), "--max-new-tokens", "6", "--format", "jsonl"]
@@ -54,12 +54,12 @@ def test_a_piped_conversation_is_what_generate_makes_of_its_turns(stored: str, t
     assert found.stderr.count("TV") == 2 and "\x1b" not in found.output
 
 
-def test_the_end_of_the_input_ends_it(stored: str) -> None:
+def test_end_of_input_ends_the_chat(stored: str) -> None:
     assert talk(stored).exit_code == 0
     assert talk(stored, "", "   ").stdout == ""
 
 
-def test_numbers_after_an_answer_are_one_line(text_pair: Pair) -> None:
+def test_the_numbers_after_an_answer_fit_one_line(text_pair: Pair) -> None:
     run = Chat(text_pair, parse("speculative"), SETTINGS).ask("hi", lambda step: None)
     assert one_line(run).startswith("8 tokens (limit) · ")
     assert "accepted" in one_line(run) and len(one_line(run)) < 80
@@ -106,23 +106,23 @@ def test_help_names_every_command_within_80_columns(stored: str, clean_env: pyte
     assert len(found) == len(COMMANDS) + 4  # two introductory lines, and two about keys
 
 
-def test_what_was_changed_answers(stored: str) -> None:
+def test_changed_settings_apply_to_the_next_answer(stored: str) -> None:
     found = talk(stored, "/strategy target", "/temperature 0", "/tokens 3", "hi", "/show")
     assert "target: 3 tokens in" in found.stderr and "pair" in found.stderr
 
 
-def test_a_strategy_without_alpha_or_k_says_so(stored: str) -> None:
+def test_a_strategy_without_alpha_or_k_rejects_them(stored: str) -> None:
     found = talk(stored, "/strategy target", "/alpha 0.5", "/k 3", "/strategy speculative").stderr.replace("\n", " ")
     assert "strategy 'target' has no alpha; it takes no parameters." in found
     assert "strategy 'target' has no k;" in found
     assert "speculative:k=4" in found  # a rejected k is not remembered
 
 
-def test_k_is_remembered_for_strategies_to_come(stored: str) -> None:
+def test_k_is_kept_for_later_strategies(stored: str) -> None:
     assert "speculative:k=7" in talk(stored, "/k 7", "/strategy speculative").stderr
 
 
-def test_new_forgets(text_pair: Pair) -> None:
+def test_new_clears_the_conversation(text_pair: Pair) -> None:
     chat = Chat(text_pair, parse("target"), SETTINGS)
     first = chat.ask("hi", lambda step: None)
     second = chat.ask("hi", lambda step: None)
@@ -131,7 +131,7 @@ def test_new_forgets(text_pair: Pair) -> None:
     assert chat.ask("hi", lambda step: None).token_ids == first.token_ids
 
 
-def test_the_system_text_is_changed_and_what_was_said_stays(text_pair: Pair) -> None:
+def test_changing_the_system_prompt_keeps_the_conversation(text_pair: Pair) -> None:
     chat = Chat(text_pair, parse("target"), SETTINGS)
     answer = chat.ask("hi", lambda step: None).text
     chat.set_system("Be brief.")
@@ -139,7 +139,7 @@ def test_the_system_text_is_changed_and_what_was_said_stays(text_pair: Pair) -> 
     assert chat.ask("again", lambda step: None).system == "Be brief."
 
 
-def test_turns_are_those_of_a_conversation(text_pair: Pair) -> None:
+def test_chat_turns_match_those_of_a_conversation(text_pair: Pair) -> None:
     chat = Chat(text_pair, parse("speculative"), SETTINGS)
     ours = [chat.ask(turn, lambda step: None) for turn in ("hi", "and then?")]
     theirs = list(converse(text_pair, parse("speculative"), Prompt(("hi", "and then?")), SETTINGS))
@@ -158,7 +158,7 @@ class CutShort:
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_answer_is_kept_as_far_as_it_came(text_pair: Pair) -> None:
+def test_an_interrupted_answer_is_kept_up_to_the_interruption(text_pair: Pair) -> None:
     chat = Chat(text_pair, parse("target"), SETTINGS)
     whole = chat.ask("hi", lambda step: None).text
     chat.forget()
@@ -201,7 +201,7 @@ def test_ctrl_c_ends_the_answer_and_a_second_one_the_chat(stored: str, monkeypat
     assert talk(stored).exit_code == 0
 
 
-def test_being_told_to_end_is_no_ctrl_c(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_ends_the_command_and_not_just_the_answer(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM ends the command, not the answer."""
     monkeypatch.setattr(AnswerStream, "round", lambda *_: _interrupt())
     found = talk(stored, "hi", "again")
@@ -209,13 +209,13 @@ def test_being_told_to_end_is_no_ctrl_c(stored: str, monkeypatch: pytest.MonkeyP
     assert issubclass(Terminated, KeyboardInterrupt)
 
 
-def test_errors_of_an_answer_lose_nothing(stored: str) -> None:
+def test_a_failed_answer_does_not_end_the_chat(stored: str) -> None:
     """A prompt longer than the context is rejected; the next one is answered."""
     found = talk(stored, "x" * 5000, "hi", "/quit")
     assert "context" in found.stderr and found.stderr.count("TV") == 1 and found.exit_code == 0
 
 
-def test_bytes_that_are_no_text_are_refused_line_by_line(stored: str) -> None:
+def test_lines_that_are_not_utf8_are_refused_individually(stored: str) -> None:
     found = CliRunner().invoke(app, ["chat", "-c", stored, "--max-new-tokens", "2"], input=b"\xff\xfe\nhi\n")
     assert "not UTF-8 text" in found.stderr and found.stderr.count("TV") == 1
 
@@ -225,7 +225,7 @@ def test_a_prompt_may_begin_with_a_slash(stored: str) -> None:
     assert found.stderr.count("TV") == 1
 
 
-def test_compare_prints_what_compare_prints(stored: str) -> None:
+def test_slash_compare_prints_what_compare_prints(stored: str) -> None:
     found = talk(stored, "hi", "/compare", "/compare something else", flags=("--temperature", "0"))
     assert found.stdout.count("tok/s") >= 2 and "token-cascade" in found.stdout
 
@@ -236,12 +236,12 @@ def test_quiet_and_verbose(stored: str) -> None:
     assert "rounds by accepted tokens" in talk(stored, "hi", flags=("-v",)).stderr
 
 
-def test_one_strategy_to_begin_with(stored: str) -> None:
+def test_chat_starts_with_exactly_one_strategy(stored: str) -> None:
     found = talk(stored, flags=("-s", "target", "-s", "draft"))
     assert found.exit_code == 2 and "one strategy" in found.stderr
 
 
-def test_a_target_alone_talks_too(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+def test_chat_works_with_a_target_alone(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
     alone = {key: value for key, value in pair(300).items() if key != "draft"}
     file = tmp_path / "alone.yaml"
     file.write_text(json.dumps(alone))
@@ -276,7 +276,9 @@ class Keyboard:
         return line
 
 
-def test_history_is_kept_between_chats_for_the_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_is_kept_between_chats_and_readable_only_by_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     readline = pytest.importorskip("readline")
     file = tmp_path / "home" / "chat_history"
     for typed in ("first", "second"):
@@ -290,7 +292,7 @@ def test_history_is_kept_between_chats_for_the_user_alone(tmp_path: Path, monkey
     readline.clear_history()
 
 
-def test_history_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_works_without_a_writable_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("readline")
     (tmp_path / "home").write_text("a file where the folder should be")
     Keyboard(monkeypatch, "hi")
@@ -298,12 +300,12 @@ def test_history_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
         assert next_line("> ") == "hi"
 
 
-def test_what_a_pipe_brings_is_not_kept(stored: str, tmp_path: Path) -> None:
+def test_piped_input_is_not_saved_to_history(stored: str, tmp_path: Path) -> None:
     talk(stored, "hi")
     assert not (tmp_path / "home" / "chat_history").exists()
 
 
-def test_refused_changes_leave_all_as_it_was(text_pair: Pair) -> None:
+def test_refused_changes_leave_everything_unchanged(text_pair: Pair) -> None:
     chat = Chat(text_pair, parse("speculative:k=3"), SETTINGS)
     before = (chat.strategy, chat.settings, chat.conversation)
     for change in (
@@ -317,7 +319,7 @@ def test_refused_changes_leave_all_as_it_was(text_pair: Pair) -> None:
     assert (chat.strategy, chat.settings, chat.conversation) == before
 
 
-def test_a_template_brings_the_beginning_of_a_text_itself() -> None:
+def test_a_template_with_its_own_start_token_gets_no_second_one() -> None:
     """This tokenizer would add a second beginning; two change the models' output without any warning."""
     loaded = load_pair("tiny-random")
     tokenizer = loaded.tokenizer
@@ -330,6 +332,6 @@ def test_a_template_brings_the_beginning_of_a_text_itself() -> None:
     assert encode(loaded, "ab") == [256, 97, 98]
 
 
-def test_without_a_template_all_that_was_said_stands_before_the_turn() -> None:
+def test_without_a_template_the_turn_follows_the_whole_conversation() -> None:
     talk = Conversation("be brief", (("a", "b"), ("c", "d")))
     assert bytes(encode(load_pair("tiny-random"), "e", talk)) == b"be brief\na\nb\nc\nd\ne"

@@ -55,7 +55,7 @@ def test_answer_alone_on_stdout(cli) -> None:
     assert "\x1b" not in found.output
 
 
-def test_quiet_says_nothing_else(cli) -> None:
+def test_quiet_prints_nothing_else(cli) -> None:
     assert cli("generate", "hello", *TINY, "-q").stderr == ""
 
 
@@ -68,7 +68,7 @@ def test_prompt_from_a_pipe_and_a_dash(cli) -> None:
     assert "no prompt" in empty.stderr
 
 
-def test_cascade_in_a_pipe_prints_the_answer_that_stands(cli) -> None:
+def test_cascade_in_a_pipe_prints_the_final_answer(cli) -> None:
     for threshold in ("99", "-99"):
         found = cli("generate", "hello", *TINY, "-s", f"cascade:threshold={threshold}")
         run = Run.from_json(cli("generate", "hello", *TINY, "-s", f"cascade:threshold={threshold}", "--json").stdout)
@@ -175,7 +175,7 @@ def test_bad_input_gets_one_or_two_lines(cli, arguments: list[str], code: int, w
     assert found.stdout == ""
 
 
-def test_a_wrong_strategy_says_who_named_it(cli, clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_strategy_names_its_source(cli, clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(pair_files()["tiny-random"].read_text() + "  strategy: ['target', 'speculativ:k=4']\n")
     for command in ("generate", "compare", "chat", "eval"):
@@ -190,7 +190,7 @@ def test_a_wrong_strategy_says_who_named_it(cli, clean_env: pytest.MonkeyPatch, 
     assert "environment variable CASCLI_STRATEGY: strategy 'speculative:k=0': k: " in found and "defaults" not in found
 
 
-def test_a_prompt_is_stronger_than_prompts_named_elsewhere(cli, clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_prompt_argument_overrides_prompts_set_elsewhere(cli, clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(pair_files()["tiny-random"].read_text() + "  prompts: builtin\n  limit: 2\n")
     short = ["-c", str(mine), "--max-new-tokens", "2", "--device", "cpu", "--json"]
@@ -213,7 +213,7 @@ def test_a_prompt_is_stronger_than_prompts_named_elsewhere(cli, clean_env: pytes
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_several_strategies_where_one_is_wanted_say_who_named_them(
+def test_the_error_for_several_strategies_names_their_source(
     command: str, cli, clean_env: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine.yaml"
@@ -228,7 +228,7 @@ def test_several_strategies_where_one_is_wanted_say_who_named_them(
     assert found.exit_code == 2 and found.stderr.startswith(f"cascli: {command} ")
 
 
-def test_flags_for_several_prompts_need_several(cli) -> None:
+def test_flags_for_several_prompts_need_several_prompts(cli) -> None:
     for words in (["--limit", "3"], ["--batch-size", "2"]):
         for stdin in (None, "hello\n"):
             found = cli("generate", *(["hi"] if stdin is None else []), *TINY, *words, stdin=stdin)
@@ -238,7 +238,7 @@ def test_flags_for_several_prompts_need_several(cli) -> None:
         assert found.exit_code == 2 and "--limit needs a file of prompts" in found.stderr
 
 
-def test_environment_is_weaker_than_a_flag(cli, clean_env: pytest.MonkeyPatch) -> None:
+def test_a_flag_overrides_the_environment(cli, clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("CASCLI_MAX_NEW_TOKENS", "3")
     clean_env.setenv("CASCLI_CONFIG", "tiny-random")
     assert len(Run.from_json(cli("generate", "x", "--json").stdout).token_ids) == 3
@@ -280,7 +280,7 @@ def test_bench_measures_and_can_be_shown_again(cli, tmp_path: Path) -> None:
         (["--synthetic-acceptance", "1.5"], "synthetic-acceptance"),
     ],
 )
-def test_bench_refuses_what_it_cannot_do(cli, arguments: list[str], words: str) -> None:
+def test_bench_refuses_impossible_arguments(cli, arguments: list[str], words: str) -> None:
     found = cli("bench", "-c", "tiny-random", *arguments)
     assert found.exit_code == 2
     assert words in found.stderr
@@ -358,7 +358,7 @@ def test_interrupt_exits_130(cli, clean_env: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--batch-size", "2")])
-def test_an_interruption_leaves_the_answers_that_had_ended(
+def test_an_interruption_keeps_the_finished_answers(
     cli, tmp_path: Path, clean_env: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
     """With several prompts: on stdout, as the single document that is promised, and in the file."""
@@ -398,7 +398,7 @@ def test_version_and_debug() -> None:
     assert found.returncode == 2  # as without CASCLI_DEBUG; 1 means that a check failed
 
 
-def test_an_output_is_not_the_file_that_is_read(cli, tmp_path: Path) -> None:
+def test_the_output_may_not_be_the_input_file(cli, tmp_path: Path) -> None:
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     held = asked.read_bytes()
@@ -415,7 +415,7 @@ def test_an_output_is_not_the_file_that_is_read(cli, tmp_path: Path) -> None:
         assert asked.read_bytes() == held
 
 
-def test_a_prompt_without_room_is_named_before_others_are_answered(cli, tmp_path: Path) -> None:
+def test_a_prompt_that_does_not_fit_is_named_before_any_is_answered(cli, tmp_path: Path) -> None:
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"prompt": "one"}\n' + json.dumps({"prompt": "x" * 5000, "id": "long"}) + "\n")
     found = cli("compare", "-c", "tiny-random", "--prompts", str(asked), "-s", "target", "-s", "draft", "-q")
@@ -426,13 +426,13 @@ def test_a_prompt_without_room_is_named_before_others_are_answered(cli, tmp_path
     assert found.exit_code == 2 and "prompt 'three': the prompt has" in found.stderr
 
 
-def test_help_is_quick_and_light() -> None:
+def test_the_cli_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, cascli.cli.app; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("verbose", "said"), [(False, 1), (True, 2)])
-def test_what_capturing_took_is_said_where_it_is_much(verbose: bool, said: int) -> None:
+def test_long_capture_times_are_reported(verbose: bool, said: int) -> None:
     notes: list[str] = []
     about = {"source": "x", "dtype": "bfloat16", "device": "cuda:0", "cuda_graphs": True}
     draft = ModelInfo(**about, compiled=True, capture_seconds=41.26)
@@ -448,7 +448,7 @@ def test_what_capturing_took_is_said_where_it_is_much(verbose: bool, said: int) 
     )
 
 
-def test_results_are_shown_before_steps_are_timed_and_kept_if_that_is_ended(
+def test_results_are_shown_before_timing_steps_and_kept_if_timing_is_interrupted(
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -474,7 +474,7 @@ def closed(command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("words", ["--help", "--version", "pairs", "strategies"])
-def test_streams_that_are_closed_or_full(words: str) -> None:
+def test_closed_or_full_streams_end_with_at_most_two_lines(words: str) -> None:
     for ending, code in ((">&-", 0), ("2>&-", 0), ("> /dev/full", 3)):
         found = closed(f"{words} {ending}")
         assert found.returncode == code, (ending, found.stderr)
@@ -488,7 +488,7 @@ def test_errors_stay_off_stdout_when_stderr_is_closed() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "threads"), [(None, 1), ("2", 2)])
-def test_tiny_models_take_one_thread_unless_told(wanted: str | None, threads: int) -> None:
+def test_tiny_models_use_one_thread_unless_configured(wanted: str | None, threads: int) -> None:
     env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     env |= {"OMP_NUM_THREADS": wanted} if wanted else {}
     command = [sys.executable, "-m", "cascli", "generate", "hi", "-c", "tiny-random", "--json", "--max-new-tokens", "2"]
@@ -523,7 +523,7 @@ def test_show_opens_every_document(cli, tmp_path: Path) -> None:
     assert empty.exit_code == 2 and "no answers yet" in empty.stderr
 
 
-def test_python_opens_the_same_doors(tmp_path: Path) -> None:
+def test_python_offers_what_the_commands_offer(tmp_path: Path) -> None:
     pair = cascli.load_pair("tiny-random", device="cpu")
     found = cascli.compare(
         pair, ["hi", "ho"], ["target", "speculative:k=2"], max_new_tokens=6, temperature=1, seed=3, measure=False
@@ -545,7 +545,7 @@ def test_python_opens_the_same_doors(tmp_path: Path) -> None:
     assert {"compare", "sweep", "Rule", "Strategy"} <= set(dir(cascli))
 
 
-def test_what_is_not_known_to_be_lossless_does_not_pass_for_it(text_pair: Pair) -> None:
+def test_unknown_losslessness_does_not_pass_as_lossless(text_pair: Pair) -> None:
     found = compare(text_pair, "hi", ["target", "speculative:k=2"], max_new_tokens=4, measure=False, warm_up=False)
     _check(found, True, None, [])
     unknown = found.model_copy(
@@ -555,7 +555,7 @@ def test_what_is_not_known_to_be_lossless_does_not_pass_for_it(text_pair: Pair) 
         _check(unknown, True, None, [])
 
 
-def test_of_several_answers_without_room_the_first_is_told_and_the_others_counted(text_pair: Pair) -> None:
+def test_of_several_cut_answers_the_first_is_described_and_the_others_counted(text_pair: Pair) -> None:
     found = compare(text_pair, "hi", ["target", "draft", "cascade"], max_new_tokens=4, measure=False, warm_up=False)
     room = found.runs[0].sampling.model_copy(update={"max_new_tokens": 9})
     runs = [run.model_copy(update={"sampling": room, "finish_reason": "length"}) for run in found.runs]
@@ -565,7 +565,7 @@ def test_of_several_answers_without_room_the_first_is_told_and_the_others_counte
         assert printed(view).strip().endswith(said)
 
 
-def test_an_interrupted_comparison_names_the_strategies_of_which_there_is_nothing(text_pair: Pair) -> None:
+def test_an_interrupted_comparison_names_the_strategies_without_answers(text_pair: Pair) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -33,7 +33,7 @@ def told(run: Run, prompt: str, tokens: int, total: float, **metrics: Any) -> Ru
     return run.model_copy(update=more)
 
 
-def test_the_numbers_of_a_row_are_of_the_runs_that_they_are_of(drawn: dict[str, Run]) -> None:
+def test_each_number_of_a_row_is_computed_from_the_right_runs(drawn: dict[str, Run]) -> None:
     drafts = {"num_draft_tokens": 4, "num_accepted_draft_tokens": 3, "num_tested_draft_tokens": 4}
     none = dict.fromkeys(drafts, 0)
     target, ours = drawn["target"], drawn["speculative:k=2"]
@@ -65,14 +65,14 @@ def test_the_numbers_of_a_row_are_of_the_runs_that_they_are_of(drawn: dict[str, 
     assert alone.speed_vs_target is None and alone.speed_interval is None and alone.speed_interval_over is None
 
 
-def test_turns_behind_other_answers_are_not_compared(drawn: dict[str, Run]) -> None:
+def test_turns_after_differing_answers_are_not_compared(drawn: dict[str, Run]) -> None:
     target, ours = drawn["target"], drawn["speculative:k=2"]
     other = ours.model_copy(update={"prompt_token_ids": [7, 7], "token_ids": [9], "turn": 1})
     _, row = summarise([[[target, target], [target.model_copy(update={"strategy": "speculative"}), other]]])
     assert (row.answers, row.answers_same, row.same_as_target) == (1, 1, True)
 
 
-def test_a_cascades_answers_count_once_each(drawn: dict[str, Run]) -> None:
+def test_each_answer_counts_once_in_the_deferral_rate_of_a_cascade(drawn: dict[str, Run]) -> None:
     kept, given = (
         told(drawn["cascade"], name, tokens, 1.0, deferral_rate=rate)
         for name, tokens, rate in (("a", 2, 0.0), ("b", 8, 1.0))
@@ -82,7 +82,7 @@ def test_a_cascades_answers_count_once_each(drawn: dict[str, Run]) -> None:
     assert row.deferral_rate == 0.5
 
 
-def test_scatter_of_steps_is_the_range_of_quartiles_over_the_median(drawn: dict[str, Run]) -> None:
+def test_scatter_of_steps_is_the_interquartile_range_over_the_median(drawn: dict[str, Run]) -> None:
     step = drawn["target"].rounds[0]
     rounds = [
         step.model_copy(update={"seconds": step.seconds.model_copy(update={"verify": float(n)})}) for n in range(1, 10)
@@ -96,14 +96,14 @@ def test_a_prompts_time_is_the_median_over_repeats(drawn: dict[str, Run]) -> Non
     assert _totals(repeats, 0, [0]) == (5.0, 2.0)
 
 
-def test_shares_of_a_batchs_time_are_nobodys_seconds(drawn: dict[str, Run]) -> None:
+def test_batched_runs_have_no_seconds_per_token_or_round(drawn: dict[str, Run]) -> None:
     run = told(drawn["speculative:k=2"], "a", 5, 1.0)
     [alone], [many] = (summarise([[[run.model_copy(update={"batch_size": n})]]]) for n in (1, 4))
     assert alone.seconds_per_token is not None and alone.round_seconds is not None
     assert many.seconds_per_token is None and many.round_seconds is None
 
 
-def test_what_the_user_ended_was_not_cut_by_the_limit(drawn: dict[str, Run]) -> None:
+def test_an_interrupted_answer_does_not_count_as_cut_by_the_limit(drawn: dict[str, Run]) -> None:
     runs = [
         told(drawn["target"], name, 5, 1.0).model_copy(update={"finish_reason": reason})
         for name, reason in (("a", "length"), ("b", "interrupted"), ("c", "eos"), ("d", "eos"))
@@ -112,7 +112,7 @@ def test_what_the_user_ended_was_not_cut_by_the_limit(drawn: dict[str, Run]) -> 
     assert row.costs is not None and row.costs.share_cut == row.share_cut == 0.25
 
 
-def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -> None:
+def test_turns_of_a_conversation_without_an_id_count_as_one_prompt(text_pair: Pair) -> None:
     """Python may pass one; otherwise an answer's cost would be halved, and each turn would count as a prompt."""
     how: Any = {"max_new_tokens": 4, "measure": False, "warm_up": False}
     asked = [Prompt(("one", "two")), Prompt(("three",)), Prompt(("four",), "named"), Prompt(("five", "six"))]
@@ -131,7 +131,7 @@ def test_turns_of_a_conversation_without_an_id_are_one_prompt(text_pair: Pair) -
         assert [run.prompt for run in _runs_of_prompt(target, place)] == turns
 
 
-def test_a_part_of_a_comparison_is_not_explained_by_the_whole(text_pair: Pair) -> None:
+def test_a_subset_of_a_comparison_drops_the_explanation_of_the_whole(text_pair: Pair) -> None:
     """The explanation is of the fastest of all strategies over all prompts; category tables are over all prompts."""
     asked = [Prompt(("one",), "a", "x"), Prompt(("two",), "b", "y")]
     found = compare(text_pair, asked, ["target", "draft", "speculative:k=2"], max_new_tokens=4)
@@ -152,7 +152,7 @@ def of_eight() -> Pair:
     return load_pair({role: {"source": {"random": shape, "seed": i}} for i, role in enumerate(("draft", "target"))})
 
 
-def test_token_ids_are_prompts_for_all_who_compare(of_eight: Pair) -> None:
+def test_token_ids_are_accepted_as_prompts_by_compare_and_generate_many(of_eight: Pair) -> None:
     asked = [[1, 2, 3], [4, 5]]
     found = compare(
         of_eight, prompt_ids=asked, strategies=["target", "speculative:k=2"], max_new_tokens=6, temperature=1
@@ -189,7 +189,7 @@ def test_token_ids_are_prompts_for_all_who_compare(of_eight: Pair) -> None:
         ({"prompts": "hi"}, "too small for text; give prompt_ids instead"),
     ],
 )
-def test_what_is_no_prompt_is_refused(of_eight: Pair, given: dict[str, Any], said: str) -> None:
+def test_invalid_prompts_are_refused(of_eight: Pair, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         compare(of_eight, strategies=["target"], max_new_tokens=2, **given)
     with pytest.raises(UsageError, match=said):

@@ -51,7 +51,7 @@ def test_compiled_steps_equal_eager_ones(name: str) -> None:
 
 
 @pytest.mark.usefixtures("stock")
-def test_a_model_is_compiled_a_few_times_whatever_the_lengths() -> None:
+def test_a_model_is_compiled_only_a_few_times_for_any_lengths() -> None:
     counter = CompileCounterWithBackend("eager")
     runner = compiled(load_pair(pair(max_position_embeddings=4096)), counter).target.runner
     law = Sampler(Sampling(), reads_base=True)
@@ -75,7 +75,7 @@ def test_strategies_write_the_same_with_compiled_steps() -> None:
         assert found.token_ids == wanted.token_ids, strategy
 
 
-def test_what_cannot_be_compiled_is_an_error_that_says_so() -> None:
+def test_a_model_that_cannot_be_compiled_raises_a_clear_error() -> None:
     def forward(ids: torch.Tensor, rows: int) -> torch.Tensor:
         return ids[: int(ids.sum().item())] if ids.sum() > rows else ids
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_compiled_is_an_error_that_says_so() -> None:
         Compiled(forward, "eager")(torch.tensor([3]), 1)
 
 
-def test_steps_of_one_token_are_tuned_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_single_token_steps_are_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the setting, products with one row use the library, as in uncompiled steps."""
     from torch._inductor import compile_fx, config
 

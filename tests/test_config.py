@@ -31,7 +31,7 @@ READY = {
 }
 
 
-def test_every_promised_pair_is_there_and_loads() -> None:
+def test_every_ready_pair_exists_and_loads() -> None:
     assert set(pair_files()) == READY
     for name in READY:
         config = load_config(name)
@@ -40,7 +40,7 @@ def test_every_promised_pair_is_there_and_loads() -> None:
         assert config.defaults.temperature == 0
 
 
-def test_schema_is_current_and_named_by_every_pair() -> None:
+def test_schemas_are_current_and_referenced_by_every_pair_and_sweep() -> None:
     for name in KINDS:
         assert (FOLDER / f"{name}.schema.json").read_text(encoding="utf-8") == schema(name)
     for path in (FOLDER / "sweeps").glob("*.yaml"):
@@ -74,7 +74,7 @@ def test_schema_is_current_and_named_by_every_pair() -> None:
         ({"defaults": "fast"}, ["defaults: expected keys and values (got 'fast')"]),
     ],
 )
-def test_bad_pairs_say_where_and_what(change: dict, words: list[str]) -> None:
+def test_errors_in_a_pair_state_where_and_what(change: dict, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(pair(8) | change)
     assert all(word in str(caught.value) for word in words)
@@ -86,7 +86,7 @@ def test_missing_key_is_named() -> None:
         load_config({"draft": pair(8)["draft"]})
 
 
-def test_a_misspelt_key_is_told_before_the_one_that_is_missing_for_it() -> None:
+def test_a_misspelt_key_is_reported_before_the_key_it_leaves_missing() -> None:
     with pytest.raises(ConfigError, match=r"target\.sourc: unknown key 'sourc'; did you mean 'source'\?"):
         load_config({"target": {"sourc": {"path": "x"}}})
     with pytest.raises(ConfigError, match=r"targt: unknown key 'targt'; did you mean 'target'\?"):
@@ -160,7 +160,7 @@ def test_bad_environment_and_flags_name_the_culprit() -> None:
         ("num_atention_heads", "did you mean 'num_attention_heads'?"),
     ],
 )  # fmt: skip
-def test_random_configs_have_no_keys_that_their_family_has_not(key: str, said: str) -> None:
+def test_random_configs_reject_keys_their_family_lacks(key: str, said: str) -> None:
     """transformers keeps such a key and silently uses the default number of layers."""
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_pair(pair(**{key: 1}))
@@ -173,12 +173,12 @@ def test_random_configs_have_no_keys_that_their_family_has_not(key: str, said: s
         ("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2}),
     ],
 )  # fmt: skip
-def test_keys_that_a_family_takes_or_that_are_published_pass(family: str, more: dict[str, object]) -> None:
+def test_keys_that_a_family_accepts_or_that_are_published_pass(family: str, more: dict[str, object]) -> None:
     """Some are not attributes of the config that they change."""
     assert load_pair(pair(model_type=family, **more)).target.model is not None
 
 
-def test_no_color_is_stronger_than_a_file_and_weaker_than_its_own_variable() -> None:
+def test_no_color_overrides_a_file_and_yields_to_cascli_color() -> None:
     pair_file = Settings(color="always")
     assert resolve(from_environment({"NO_COLOR": "1"}), pair_file).color == "auto"  # which respects NO_COLOR
     assert resolve(from_environment({"NO_COLOR": ""}), pair_file).color == "always"
@@ -186,6 +186,6 @@ def test_no_color_is_stronger_than_a_file_and_weaker_than_its_own_variable() -> 
     assert resolve(both, pair_file).color == resolve(Settings(color="always"), both).color == "always"
 
 
-def test_a_choice_that_is_nearly_right_is_suggested() -> None:
+def test_a_close_match_is_suggested_for_a_misspelt_choice() -> None:
     with pytest.raises(UsageError, match=r"did you mean 'bfloat16'\?"):
         checked({"dtype": "bfloat6"})

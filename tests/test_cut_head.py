@@ -36,7 +36,7 @@ def logits(loaded: Pair) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_packed_rows_are_the_whole_heads_and_are_found_again(
+def test_packed_rows_equal_those_of_the_whole_head_and_are_cached(
     dtype: str,
     stored: dict[str, Any],
     tmp_path: Path,
@@ -58,7 +58,7 @@ def test_packed_rows_are_the_whole_heads_and_are_found_again(
     assert all(map(torch.equal, logits(load_pair(stored, dtype=dtype)), (ours, theirs))) and not packings
 
 
-def test_the_audit_reads_a_cut_head_and_sees_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_supports_a_cut_head_and_detects_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_pair(pair(300) | {"draft": model(1, 300) | {"vocab": 90}})
     found = list(numerics.numerics(loaded, 4))
     assert [check.status for check in found] == ["pass"] * 4
@@ -73,7 +73,7 @@ def test_the_audit_reads_a_cut_head_and_sees_a_wrong_one(monkeypatch: pytest.Mon
     assert numerics.cache("draft", loaded.draft, loaded.vocab, 4).status == "fail"
 
 
-def test_special_tokens_are_kept_and_a_file_may_say_the_rest(tmp_path: Path) -> None:
+def test_special_tokens_are_kept_and_a_file_may_list_the_others(tmp_path: Path) -> None:
     file = tmp_path / "ids.json"
     file.write_text("[7, 3,\n 3, 5]")
     assert Cut.of(str(file), 300, {256, 9999}).ids == (3, 5, 7, 256)
@@ -113,7 +113,7 @@ def test_a_target_is_never_cut() -> None:
         load_pair({"target": model(2, 300) | {"vocab": 90}})
 
 
-def test_a_fused_step_is_not_made_of_a_cut_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_head_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where layers have plain matrices."""
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     config = pair(300)

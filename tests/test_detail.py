@@ -64,7 +64,7 @@ def test_detail_changes_no_token_and_is_absent_without_top(text_pair: Pair, stra
 @pytest.mark.parametrize(
     "strategy", ["speculative:k=3", "speculative-cascade:rule=opt,alpha=0.2,k=3", "token-cascade:rule=diff"]
 )
-def test_detail_is_what_the_models_say(text_pair: Pair, strategy: str) -> None:
+def test_detail_equals_values_recomputed_from_the_models(text_pair: Pair, strategy: str) -> None:
     """Positions along drafted prefixes and along the answer are recomputed from the models alone."""
     sampling = Sampling(0.8)
     run = answer(text_pair, strategy, top=4)
@@ -105,7 +105,7 @@ def check(pair: Pair, prefix: list[int], token: int, seen: Detail | None, sampli
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_was_not_read_is_none(text_pair: Pair, strategy: str) -> None:
+def test_values_that_were_not_read_are_none(text_pair: Pair, strategy: str) -> None:
     run = answer(text_pair, strategy, top=1)
     lookup, alone = "prompt-lookup" in strategy, {"target": "p1", "draft": "q1"}.get(run.emitted[0].event)
     for token in run.emitted:
@@ -124,7 +124,7 @@ def test_what_was_not_read_is_none(text_pair: Pair, strategy: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("rule", ["chow", "diff", "opt", "token-v1", "token-v2", "token-v3"])
-def test_alphas_say_what_the_round_has_decided(text_pair: Pair, rule: str, temperature: float) -> None:
+def test_the_range_of_alpha_matches_the_decisions_of_the_round(text_pair: Pair, rule: str, temperature: float) -> None:
     """Every draft of real rounds was deferred iff the run's alpha is outside the range given by the five numbers."""
     line = rules_in_alpha()[rule]
     decided = set()
@@ -143,14 +143,14 @@ def alphas_of(draft: Drafted, rule: str):
     return found
 
 
-def test_a_small_vocabulary_has_no_more_likeliest_tokens_than_tokens(id_pair: Pair) -> None:
+def test_top_tokens_are_limited_by_a_small_vocabulary(id_pair: Pair) -> None:
     run = generate(id_pair, prompt_ids=[1, 2, 3], strategy="speculative:k=2", max_new_tokens=5, top=20)
     tops = [draft.detail.draft_top for step in run.rounds for draft in step.drafted if draft.detail]
     assert tops and all(top is not None and len(top) == 8 for top in tops)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_detail_of_captured_steps_is_that_of_eager_ones(text_pair: Pair, strategy: str) -> None:
+def test_detail_of_captured_steps_equals_that_of_eager_ones(text_pair: Pair, strategy: str) -> None:
     taped = recorded(load_pair(pair(300)))
     wanted, found, without = answer(text_pair, strategy, top=3), answer(taped, strategy, top=3), answer(taped, strategy)
     assert found.token_ids == wanted.token_ids == without.token_ids

@@ -29,12 +29,12 @@ def timed(run: Run, seconds: float, prefill: float = 0.0) -> Run:
     return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": parts})})
 
 
-def test_the_bound_of_drafts_that_all_pass_is_what_they_are(text_pair: Pair) -> None:
+def test_the_bound_equals_the_measured_speed_if_every_draft_passes(text_pair: Pair) -> None:
     run = timed(generate(text_pair, "hi", strategy=Synthetic(acceptance=1.0, k=3), max_new_tokens=20), 10.0)
     assert oracle_speed([run], steps(0.1, [1, 1, 1, 1]), 1.7) == pytest.approx(1.7)
 
 
-def test_the_bound_of_drafts_that_never_pass_is_the_target(text_pair: Pair) -> None:
+def test_the_bound_equals_the_target_if_no_draft_passes(text_pair: Pair) -> None:
     """21 steps instead of rounds of 3 c + v; reading the prompt takes the same time, whatever is drafted."""
     run = generate(text_pair, "hi", strategy=Synthetic(acceptance=0.0, k=3), max_new_tokens=21)
     spent = sum(0.1 * len(step.drafted) + 1 + 0.2 * len(step.drafted) for step in run.rounds)
@@ -44,13 +44,13 @@ def test_the_bound_of_drafts_that_never_pass_is_the_target(text_pair: Pair) -> N
     assert slow == pytest.approx(21 / spent * (spent + 50) / (21 + 50))
 
 
-def test_the_bound_is_no_fixed_block_beaten_by(text_pair: Pair) -> None:
+def test_the_bound_uses_shorter_blocks_if_wide_checks_are_expensive(text_pair: Pair) -> None:
     """Where a wide check is expensive, the kept tokens are drafted in shorter blocks."""
     run = timed(generate(text_pair, "hi", strategy=Synthetic(acceptance=1.0, k=3), max_new_tokens=20), 10.0)
     assert oracle_speed([run], steps(0.0, [1, 1, 9, 9]), 0.4) > 0.4 * 3
 
 
-def test_it_is_not_known_by_blocks_and_counts_the_step_after_the_last_draft(text_pair: Pair) -> None:
+def test_the_bound_is_unknown_for_blocks_and_counts_the_step_after_the_last_draft(text_pair: Pair) -> None:
     block = generate(text_pair, "hi", strategy="speculative:k=3,verify=block", max_new_tokens=9)
     assert oracle_speed([block], steps(0.1, [1, 1]), 1.0) is None
     lossy = generate(text_pair, "hi", strategy="speculative-cascade:rule=token-v1,alpha=1,k=3", max_new_tokens=17)
@@ -58,7 +58,7 @@ def test_it_is_not_known_by_blocks_and_counts_the_step_after_the_last_draft(text
     assert oracle_speed([timed(lossy, 9.0)], steps(0.3, [1, 1, 1, 1]), 2.0) == pytest.approx(2.0)
 
 
-def test_the_bound_has_the_step_behind_a_block_that_passed_even_if_few_did(text_pair: Pair) -> None:
+def test_the_bound_includes_the_step_after_a_passed_block_even_if_few_passed(text_pair: Pair) -> None:
     """Every round of the oracle passes, so q is read after it, whatever it drafts."""
     spec = "speculative-cascade:rule=mixture,target_weight=0.6,k=3"
     run = generate(text_pair, "hi", strategy=spec, max_new_tokens=60, temperature=1.0, seed=1)
@@ -69,7 +69,7 @@ def test_the_bound_has_the_step_behind_a_block_that_passed_even_if_few_did(text_
     assert oracle_speed([timed(run, spent)], steps(c, [1, 1, 1, 1]), 1.0) == pytest.approx(spent / least)
 
 
-def test_ways_are_told_apart_by_all_but_the_length() -> None:
+def test_strategies_are_grouped_by_everything_but_the_draft_length() -> None:
     def way(text: str) -> dict[str, object]:
         return without_length(parse(text).params)
 
@@ -79,7 +79,7 @@ def test_ways_are_told_apart_by_all_but_the_length() -> None:
     assert way(cascade) != way("speculative-cascade:rule=token-v3,alpha=0.2,draft=suffix")
 
 
-def test_lengths_of_one_way_are_beside_each_other(text_pair: Pair) -> None:
+def test_lengths_of_one_strategy_are_grouped_together(text_pair: Pair) -> None:
     specs = ["target", "speculative:k=1", "speculative:k=3", "speculative:stop=heuristic,k=6"]
     runs = [timed(generate(text_pair, "hi", strategy=each, max_new_tokens=12), 6.0) for each in specs]
     other = "speculative-cascade:rule=token-v3,alpha=0.3,draft=suffix,max_suffix=24,min_suffix=1,k=4"
@@ -97,7 +97,7 @@ def test_lengths_of_one_way_are_beside_each_other(text_pair: Pair) -> None:
     )
 
 
-def test_where_one_length_ran_the_best_is_predicted(text_pair: Pair) -> None:
+def test_the_best_length_is_predicted_if_only_one_ran(text_pair: Pair) -> None:
     runs = [
         timed(generate(text_pair, "hi", strategy=each, max_new_tokens=60), seconds)
         for each, seconds in (("target", 60.0), (Synthetic(acceptance=0.9, k=2), 40.0))
@@ -114,7 +114,7 @@ def test_where_one_length_ran_the_best_is_predicted(text_pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(("verify", "known"), [("tokens", True), ("block", False)])
-def test_where_no_length_gains_none_is_called_the_best(text_pair: Pair, verify: str, known: bool) -> None:
+def test_no_length_is_called_the_best_if_none_gains(text_pair: Pair, verify: str, known: bool) -> None:
     specs = ("target", "speculative:k=4" if known else f"speculative:verify={verify},k=4")
     runs = [timed(generate(text_pair, "hi", strategy=each, max_new_tokens=20), 20.0) for each in specs]
     speeds = {runs[0].spec: 1.0, runs[1].spec: 0.35}
@@ -126,7 +126,7 @@ def test_where_no_length_gains_none_is_called_the_best(text_pair: Pair, verify: 
     assert "best fixed k = 4 1.20x" in length_line(lucky)
 
 
-def test_a_comparison_has_it_and_its_rows_have_the_bound(text_pair: Pair) -> None:
+def test_a_comparison_has_draft_lengths_and_its_rows_have_the_bound(text_pair: Pair) -> None:
     asked = ["target", "speculative:k=2", "speculative:stop=rate,k=auto", "speculative:k=2,verify=block"]
     found = compare(text_pair, "hello", asked, max_new_tokens=16)
     target, fixed, rate, block = found.summary
@@ -144,7 +144,7 @@ def test_a_comparison_has_it_and_its_rows_have_the_bound(text_pair: Pair) -> Non
     assert json.loads(unmeasured.to_json())["schema"] == "cascli.compare/1.6"
 
 
-def test_nothing_is_predicted_of_fixed_lengths_from_drafts_that_a_stop_has_chosen(text_pair: Pair) -> None:
+def test_fixed_lengths_are_not_predicted_from_drafts_chosen_by_a_stop(text_pair: Pair) -> None:
     target = timed(generate(text_pair, "hi", strategy="target", max_new_tokens=30), 30.0)
     run = timed(generate(text_pair, "hi", strategy="speculative:stop=heuristic,k=6", max_new_tokens=30), 40.0)
     why = account([run], [target, run], steps(0.1, [1.0] * 9))
@@ -155,7 +155,7 @@ def test_nothing_is_predicted_of_fixed_lengths_from_drafts_that_a_stop_has_chose
     assert f"heuristic drafts {drafted:.1f} of at most 6 tokens per round." in sentence(why)
 
 
-def test_a_law_that_depends_on_the_rounds_is_labelled(text_pair: Pair) -> None:
+def test_a_distribution_that_depends_on_the_rounds_is_labelled(text_pair: Pair) -> None:
     def runs(text: str) -> Run:
         return generate(text_pair, "hello hello", strategy=text, max_new_tokens=4)
 
@@ -165,13 +165,13 @@ def test_a_law_that_depends_on_the_rounds_is_labelled(text_pair: Pair) -> None:
     assert not runs("speculative-cascade:rule=token-v3,draft=suffix").depends_on_rounds
 
 
-def test_without_the_target_nothing_is_held_against_it(text_pair: Pair) -> None:
+def test_without_the_target_nothing_is_compared_with_it(text_pair: Pair) -> None:
     found = compare(text_pair, "ab", ["speculative:k=2", "speculative:stop=rate,k=4"], max_new_tokens=6)
     assert found.draft_lengths == [] and found.explanation is None
     assert all(row.oracle_speed_vs_target is None for row in found.summary)
 
 
-def test_of_a_round_that_the_answer_ends_in_no_more_is_wanted_than_was_written(text_pair: Pair) -> None:
+def test_the_bound_needs_no_more_tokens_than_the_last_round_wrote(text_pair: Pair) -> None:
     """The target takes one step per token, so a bound below that would not be one."""
     run = generate(text_pair, "ab", strategy="speculative:k=3", max_new_tokens=1, temperature=0.0)
     token = Emitted(id=1, text="x", event="accepted", q=1.0, p=1.0)
@@ -189,7 +189,7 @@ def test_of_a_round_that_the_answer_ends_in_no_more_is_wanted_than_was_written(t
     assert oracle_speed([timed(cut, spent)], costs, 1 / spent) == pytest.approx(1.0)
 
 
-def test_no_length_is_predicted_to_beat_drafts_that_know_what_is_kept(text_pair: Pair) -> None:
+def test_predicted_lengths_do_not_beat_the_bound_if_rounds_had_no_drafts(text_pair: Pair) -> None:
     """Half of the rounds had nothing to draft, as is common with lookups; predictions must not assume drafts there."""
     target = timed(generate(text_pair, "hi", strategy="target", max_new_tokens=40), 40.0)
     some = generate(text_pair, "hi", strategy=Synthetic(acceptance=0.4, k=5), max_new_tokens=60)
@@ -205,7 +205,7 @@ def test_no_length_is_predicted_to_beat_drafts_that_know_what_is_kept(text_pair:
     assert found.fixed.speed == found.oracle
 
 
-def test_what_shorter_blocks_might_have_done_behind_a_whole_one_is_not_cut_off(text_pair: Pair) -> None:
+def test_a_prediction_for_shorter_blocks_may_exceed_the_bound_of_whole_blocks(text_pair: Pair) -> None:
     """Pairs of drafts are always kept: 3 tokens for 2 steps; one draft per round gives 2 for 1.05, above the bound."""
     target = timed(generate(text_pair, "hi", strategy="target", max_new_tokens=42), 42.0)
     kept = generate(text_pair, "hi", strategy=Synthetic(acceptance=1.0, k=2), max_new_tokens=42)
@@ -215,7 +215,7 @@ def test_what_shorter_blocks_might_have_done_behind_a_whole_one_is_not_cut_off(t
     assert found.fixed.k == 1 and found.fixed.speed > 1.8 > found.oracle
 
 
-def test_the_bound_says_of_which_blocks_it_is() -> None:
+def test_the_bound_names_the_block_length_it_applies_to() -> None:
     """What follows the blocks that ran is not known: a longer one may do better."""
     longer = DraftLength(
         strategy="speculative", fixed=FixedLength(k=11, speed=3.6, ran=8, ran_speed=3.2), stops={}, oracle=3.4
@@ -223,7 +223,7 @@ def test_the_bound_says_of_which_blocks_it_is() -> None:
     assert "drafting exactly what is kept of k = 8 at most 3.40x" in length_line(longer)
 
 
-def test_the_bound_is_one_where_a_longer_block_is_cheaper(text_pair: Pair) -> None:
+def test_the_bound_holds_even_if_a_longer_block_is_cheaper(text_pair: Pair) -> None:
     """As on a CPU whose kernel for five rows is faster than that for one or two: no run may exceed its bound."""
     costs = steps(0.03, [1.0, 0.99, 0.68, 0.64, 0.59])
     run = timed(generate(text_pair, "hi", strategy="speculative:k=4", max_new_tokens=40, temperature=1.0, seed=1), 9.0)

@@ -37,6 +37,6 @@ def test_every_kind_has_its_best_length_and_its_stops(
     assert sum("of the best fixed" in line for line in told) == 2 * len(document["kinds"])
 
 
-def test_conversations_are_asked_their_first_turn() -> None:
+def test_only_the_first_turn_of_a_conversation_is_used() -> None:
     kinds = draft_length.by_kind(None, 5)
     assert len(kinds) == 6 and all(len(prompt.turns) == 1 for prompts in kinds.values() for prompt in prompts)

@@ -82,7 +82,7 @@ def hidden(pair: Pair, ids: torch.Tensor, taps: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_numbers_are_those_of_the_reference(case: str, tmp_path: Path) -> None:
+def test_results_match_the_reference(case: str, tmp_path: Path) -> None:
     """A block that the target has read, then drafts from the head's own states, then again after a rejection."""
     given, layer = CASES[case]
     weights = write_head(tmp_path, VOCAB, IDS, layer=layer, **given)
@@ -115,7 +115,7 @@ def test_numbers_are_those_of_the_reference(case: str, tmp_path: Path) -> None:
     check(draft.forward(anew[7:], 2), anew, 9)
 
 
-def test_the_default_layers_are_those_of_the_package(tmp_path: Path) -> None:
+def test_the_default_layers_match_the_package(tmp_path: Path) -> None:
     write_head(tmp_path, VOCAB, IDS, taps=None)
     pair = load_pair(pair_with_head(tmp_path, VOCAB, num_hidden_layers=9))
     assert pair.draft.model.layout.taps == (2, 4, 6)
@@ -126,7 +126,7 @@ def test_the_default_layers_are_those_of_the_package(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
-def test_greedy_speculation_is_the_target_for_each_family(name: str, folder: Path) -> None:
+def test_greedy_speculation_matches_the_target_for_each_family(name: str, folder: Path) -> None:
     loaded = load_pair(pair_with_head(folder, VOCAB, **ARCHITECTURES[name] | {"num_hidden_layers": 5}))
     ask = {"prompt_ids": [5, 6, 7, 8], **GREEDY}
     for strategy in ("speculative:k=3", "speculative-cascade:rule=mentored", "speculative-cascade:rule=cactus"):
@@ -143,7 +143,7 @@ def test_precisions(dtype: str, folder: Path) -> None:
     assert dtype == "bfloat16" or ours.token_ids == theirs.token_ids
 
 
-def test_a_head_whose_rows_are_in_disorder(folder: Path, pair: Pair, tmp_path: Path) -> None:
+def test_a_head_with_shuffled_rows_gives_the_same_logits(folder: Path, pair: Pair, tmp_path: Path) -> None:
     """The map decides, not the order of the rows."""
     found, order = load_file(folder / "model.safetensors"), torch.randperm(len(IDS))
     found["lm_head.weight"] = found["lm_head.weight"][order]
@@ -179,7 +179,7 @@ def test_a_head_for_all_tokens_needs_no_map(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- rounds
 
 
-def test_the_audit_checks_a_head_beside_its_target(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_checks_a_head_together_with_its_target(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [check.status for check in numerics.numerics(pair, 8)] == ["pass", "skipped", "pass", "pass"]
     assert all(check.status == "pass" for check in draws.draws(pair))
     monkeypatch.setattr(Eagle3Runner, "length", property(lambda self: self._read))
@@ -193,7 +193,7 @@ def test_the_target_reads_the_prompt_first_and_once(pair: Pair) -> None:
     assert run.token_ids == alone.token_ids
 
 
-def test_answers_do_not_depend_on_what_was_answered_before(pair: Pair) -> None:
+def test_answers_do_not_depend_on_earlier_answers(pair: Pair) -> None:
     ask: dict[str, Any] = {"strategy": "speculative-cascade:rule=token-v3,alpha=0.5,k=3", "max_new_tokens": 20}
     first = generate(pair, "one", seed=1, **ask)
     generate(pair, "two", seed=2, **ask)
@@ -222,18 +222,18 @@ def test_strategies_that_write_with_the_draft_are_refused(pair: Pair) -> None:
         check_models(pair, parse(spec))
 
 
-def test_a_target_that_is_looked_into_is_not_left_early(pair: Pair) -> None:
+def test_early_exit_drafts_are_refused_with_an_eagle3_head(pair: Pair) -> None:
     with pytest.raises(RunError, match="without an EAGLE-3 head"):
         generate(pair, prompt_ids=[1, 2], strategy="speculative:draft=early-exit,layers=1,k=2", **GREEDY)
 
 
-def test_defaults_are_what_such_a_pair_can_do(pair: Pair) -> None:
+def test_default_strategies_are_those_the_pair_supports(pair: Pair) -> None:
     assert generate(pair, "hello", max_new_tokens=4).strategy == "speculative"
     found = compare(pair, "hello", max_new_tokens=4)
     assert [row.strategy for row in found.summary][:2] == ["target", "speculative:k=4"] and len(found.summary) == 4
 
 
-def test_verify_and_bench_know_such_a_pair(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_and_bench_support_a_pair_with_a_head(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audits, "QUICK", replace(audits.QUICK, runs=300))
     found = audits.audit(pair, [parse("speculative:k=2"), parse("speculative-cascade:rule=token-v3,k=2")], quick=True)
     assert found.passed, [check for check in found.checks if check.status == "fail"]
@@ -244,7 +244,7 @@ def test_verify_and_bench_know_such_a_pair(pair: Pair, monkeypatch: pytest.Monke
 # ---------------------------------------------------------------- pair files
 
 
-def test_a_pair_file_names_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_file_can_name_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_head(tmp_path / "head", VOCAB, IDS)
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump({"draft": {"eagle3": "./head"}, "target": target(VOCAB)}))
     config = load_config(tmp_path / "pair.yaml")
@@ -284,14 +284,14 @@ def test_bad_pair_files(draft: dict[str, Any], words: str, tmp_path: Path) -> No
     assert words in str(error.value) and str(file) in str(error.value)
 
 
-def test_a_head_that_is_named_as_a_model_is_told_how(folder: Path) -> None:
+def test_the_error_for_a_head_named_as_a_model_shows_the_right_form(folder: Path) -> None:
     with pytest.raises(RunError, match="not a model on its own: name it with 'eagle3:'"):
         load_pair({"draft": {"source": {"path": str(folder)}}, "target": target(VOCAB)})
     with pytest.raises(UsageError, match=r"draft: expected a head's folder .* not a .gguf file"):
         pair_of_models("eagle3:./x.gguf", None, {"target": target(VOCAB)})
 
 
-def test_a_target_has_no_head() -> None:
+def test_a_target_cannot_be_a_head() -> None:
     with pytest.raises(UsageError, match=r"target.*'eagle3'|target\.source"):
         load_config({"target": {"eagle3": "./x"}})
 
@@ -393,7 +393,7 @@ HOSTILE: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("change", "words"), HOSTILE, ids=[words[:40] for _, words in HOSTILE])
-def test_bad_heads_are_told_in_a_sentence(change: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+def test_bad_heads_are_refused_with_a_short_message(change: Callable[[Path], None], words: str, tmp_path: Path) -> None:
     write_head(tmp_path, VOCAB, IDS)
     change(tmp_path)
     with pytest.raises((ConfigError, RunError, UsageError)) as error:
@@ -402,7 +402,7 @@ def test_bad_heads_are_told_in_a_sentence(change: Callable[[Path], None], words:
     assert words in said and len(said) < 400 and len(said.splitlines()) <= 2, said
 
 
-def test_an_embedding_that_was_trained_has_to_be_there(tmp_path: Path) -> None:
+def test_a_trained_embedding_must_be_present(tmp_path: Path) -> None:
     write_head(tmp_path, VOCAB, IDS, own_embedding=False, embed_requires_grad=True)
     with pytest.raises(RunError, match="its embedding was trained"):
         load_pair(pair_with_head(tmp_path, VOCAB))
@@ -432,7 +432,7 @@ PACKAGE = [
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 @pytest.mark.parametrize("flags", PACKAGE, ids=str)
-def test_what_the_formats_own_package_writes_is_read(flags: dict[str, Any], kind: str, tmp_path: Path) -> None:
+def test_heads_written_by_the_formats_own_package_are_read(flags: dict[str, Any], kind: str, tmp_path: Path) -> None:
     """Its model saves a head; its logits for a block and for two drafted tokens are compared with ours."""
     core = pytest.importorskip("speculators.models.eagle3", reason="the package is not there", exc_type=ImportError)
     from transformers import AutoConfig

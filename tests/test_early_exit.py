@@ -40,7 +40,7 @@ def alone() -> Pair:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
-def test_acceptance_by_exit_is_that_of_models_of_so_many_layers(name: str, temperature: float) -> None:
+def test_acceptance_per_exit_equals_that_of_a_model_with_those_layers(name: str, temperature: float) -> None:
     """Position by position, by full forwards without a cache; the answer is longer than what is held at a time."""
     kind = {"num_hidden_layers": 4} | ARCHITECTURES[name] | {"initializer_range": 0.2}
     kind |= {"n_layer": 4} if name == "gpt2" else {}
@@ -62,7 +62,7 @@ def profile_of(step: float, exits: dict[int, float], widening: float = 0.1) -> P
     return Profile(context=8, draft={1: timing([9.0])}, target=target, exits={n: timing([s]) for n, s in exits.items()})
 
 
-def test_costs_of_an_exit_are_its_layers_and_the_head() -> None:
+def test_an_exit_costs_its_layers_and_the_head() -> None:
     """With 8 layers of 1 ms each and a head of 2 ms, a draft after 2 layers takes 4 ms of 10."""
     costs = profile_of(10.0, {1: 3.0, 4: 6.0, 7: 9.0}).leaving(EXIT)
     assert costs is not None and costs.c == pytest.approx(0.4)
@@ -72,7 +72,7 @@ def test_costs_of_an_exit_are_its_layers_and_the_head() -> None:
     assert profile_of(10.0, {2: 4.0}).leaving(EXIT.model_copy(update={"uncaptured": True})) is None
 
 
-def test_what_an_exit_could_gain_is_by_its_own_positions() -> None:
+def test_the_gain_of_an_exit_follows_its_acceptance_at_every_position() -> None:
     costs = profile_of(10.0, {2: 4.0}, widening=0.0).leaving(EXIT)
     assert costs is not None
     sure, half = exit_point(2, [[1.0] * 32] * 2, costs), exit_point(2, [[1.0] * 16 + [0.0] * 16], costs)
@@ -87,7 +87,7 @@ def test_what_an_exit_could_gain_is_by_its_own_positions() -> None:
     assert exit_point(2, [[0.0] * 9], noisy).speed_up == pytest.approx(1 / 1.4)
 
 
-def test_a_stop_goes_by_timed_exits_or_by_their_bytes(alone: Pair) -> None:
+def test_a_stop_uses_timed_exits_or_else_their_bytes(alone: Pair) -> None:
     exit = ExitInfo(layers=1, depth=4, trained=None)
     assumed = step_costs(alone, 4, 0.0, reads_last=False, exit=exit)
     info = alone.info.target
@@ -135,7 +135,7 @@ def test_tokens_go_to_the_host_only_for_drafters_that_read_there(
     assert set(seen) == {reads}
 
 
-def test_exits_are_said_to_be_untrained_unless_the_checkpoint_says_otherwise(alone: Pair) -> None:
+def test_exits_are_labelled_untrained_unless_the_checkpoint_shows_otherwise(alone: Pair) -> None:
     assert trained_for_exits(alone.target) is None
     alone.target.source = "facebook/layerskip-llama3.2-1B#abc"
     assert trained_for_exits(alone.target) == "LayerSkip, by its name"

@@ -54,7 +54,7 @@ def ids() -> Pair:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_prompt_is_encoded_once_by_each_model_that_is_asked(
+def test_a_prompt_is_encoded_once_by_each_model_that_is_used(
     ids: Pair, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
@@ -108,7 +108,7 @@ def test_texts_end_at_the_end_of_text(strategy: str) -> None:
     assert ends > 6
 
 
-def test_answers_are_tokens_of_the_decoder_and_the_prompt_is_the_encoders(tiny: Pair) -> None:
+def test_the_encoder_reads_the_prompt_and_answers_are_decoder_tokens(tiny: Pair) -> None:
     run = generate(tiny, "hello", strategy="speculative:k=3", max_new_tokens=9)
     assert bytes(run.prompt_token_ids) == b"summarize: hello" and run.prompt == "hello"
     assert run.prompt_tokens == len("summarize: hello") and len(run.token_ids) == 9
@@ -125,7 +125,7 @@ def test_padded_rows_are_masked(paddings: tuple[int, int]) -> None:
         assert max(run.token_ids) < 64
 
 
-def test_the_start_token_is_what_the_config_says() -> None:
+def test_the_start_token_comes_from_the_config() -> None:
     shape = {**T5, "decoder_start_token_id": 5}
     loaded = load_pair({"target": model(2, 40, **shape)})
     runner = loaded.target.runner
@@ -162,7 +162,7 @@ def stored(folder: Path, *, own_head: bool, more: dict[str, Any] | None = None) 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("own_head", [False, True])
-def test_stored_models_have_the_logits_of_transformers(own_head: bool, dtype: str, tmp_path: Path) -> None:
+def test_stored_models_match_the_logits_of_transformers(own_head: bool, dtype: str, tmp_path: Path) -> None:
     """Above all their heads: the scaled embeddings, or a separate head."""
     source = stored(tmp_path / "t5", own_head=own_head)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path / "t5").eval()
@@ -178,7 +178,7 @@ def test_stored_models_have_the_logits_of_transformers(own_head: bool, dtype: st
     assert inside.encoder.embed_tokens is inside.decoder.embed_tokens is inside.shared, "one table"
 
 
-def test_a_tensor_that_t5_no_longer_has_is_passed_over(tmp_path: Path) -> None:
+def test_a_tensor_that_t5_no_longer_has_is_ignored(tmp_path: Path) -> None:
     """Google's v1.0 files contain one."""
     old = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.zeros(32, 2)}
     source = stored(tmp_path / "t5", own_head=False, more=old)
@@ -189,7 +189,7 @@ def test_a_tensor_that_t5_no_longer_has_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [PackedLinear, Int8Linear])
-def test_packed_weights_are_not_unpacked_to_look_at_them(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_layers_precision_does_not_unpack_its_weights(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """T5 reads the precision of one matrix per layer, at every step."""
     monkeypatch.setattr("cascli.models.size.LARGE", 1)
     loaded = load_pair(pair(300, **ENCODER_DECODERS["t5"]), dtype="int8" if kind is Int8Linear else "float32")
@@ -212,7 +212,7 @@ def test_half_precision_is_refused_where_it_overflows(monkeypatch: pytest.Monkey
     assert load_pair("tiny-t5", dtype="bfloat16").target.dtype == "bfloat16"
 
 
-def test_on_a_gpu_it_says_why_no_step_is_recorded(ids: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_the_reason_for_recording_no_steps_is_given(ids: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose_runner, "EncoderDecoderRunner", lambda *_: None)
     for graphs in (True, False):
         _, why = choose_runner.choose_runner(ids.target.model, 40, torch.device("cuda"), graphs=graphs)
@@ -237,7 +237,7 @@ def test_a_draft_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
         load_pair(sides)
 
 
-def test_the_prompt_is_not_rewound_into(ids: Pair) -> None:
+def test_rewinding_into_the_prompt_is_refused(ids: Pair) -> None:
     runner = ids.target.runner
     start = runner.begin(torch.tensor(PROMPT))
     runner.forward(torch.cat([start, torch.tensor([4, 5])]), 1)
@@ -252,14 +252,14 @@ def test_the_prompt_is_not_rewound_into(ids: Pair) -> None:
         runner.forward(start, 1)
 
 
-def test_two_texts_can_be_under_way_on_one_model(ids: Pair) -> None:
+def test_one_model_can_decode_two_texts_concurrently(ids: Pair) -> None:
     first, second = ids.target.runner, ids.target.runner.fresh()
     starts = [each.begin(torch.tensor(prompt)) for each, prompt in ((first, PROMPT), (second, [9, 9]))]
     for each, start, prompt in zip((first, second), starts, (PROMPT, [9, 9]), strict=True):
         assert torch.allclose(each.forward(start, 1), logits_along(ids.target.model, prompt, []), atol=1e-5)
 
 
-def test_batches_are_read_one_by_one_and_say_so(tiny: Pair) -> None:
+def test_batches_are_read_one_by_one_with_a_warning(tiny: Pair) -> None:
     assert isinstance(choose_runner.choose_reader(tiny.target.runner, 2), OneByOne)
     prompts, how = ["a", "bc", "def"], {"temperature": 1.0, "max_new_tokens": 20}
     with pytest.warns(
@@ -272,7 +272,7 @@ def test_batches_are_read_one_by_one_and_say_so(tiny: Pair) -> None:
     assert [run.metrics.total_flops for run in many] == [run.metrics.total_flops for run in found.runs]
 
 
-def test_step_times_are_of_texts_that_the_encoder_has_read(ids: Pair) -> None:
+def test_steps_are_timed_on_texts_the_encoder_has_read(ids: Pair) -> None:
     seen: list[tuple[int, int]] = []
     runner = ids.target.runner
     assert isinstance(runner, EncoderDecoderRunner)

@@ -53,7 +53,7 @@ def test_every_strategy_writes_what_it_reports(text_pair: Pair, strategy: str, t
     assert Run.from_json(run.to_json()) == run
 
 
-def test_one_target_call_a_round_and_none_for_the_draft(text_pair: Pair) -> None:
+def test_one_target_call_per_round_and_none_for_the_draft_strategy(text_pair: Pair) -> None:
     run = generate(text_pair, "hello", strategy="speculative:k=3", max_new_tokens=20, temperature=0)
     assert run.metrics.target_calls == run.metrics.num_rounds
     assert generate(text_pair, "hello", strategy="draft", max_new_tokens=9).metrics.target_calls == 0
@@ -97,7 +97,7 @@ def test_end_of_text_ends_inside_a_block(strategy: str) -> None:
     assert run.finish_reason == "eos"
 
 
-def test_the_histogram_leaves_out_what_came_after_the_end() -> None:
+def test_the_histogram_excludes_tokens_after_the_end() -> None:
     alike = pair(300)
     alike["target"] = alike["draft"]
     ids = generate(load_pair(alike), "hi", strategy="speculative:k=5", max_new_tokens=6, temperature=0).token_ids
@@ -193,7 +193,7 @@ def test_the_context_limits_the_answer() -> None:
     assert run.finish_reason == "length"
 
 
-def test_small_vocabularies_speak_in_ids(id_pair: Pair) -> None:
+def test_small_vocabularies_print_token_ids(id_pair: Pair) -> None:
     run = generate(id_pair, prompt_ids=[1, 2], max_new_tokens=3, strategy="target", temperature=0)
     assert run.text == "".join(f"<{token}>" for token in run.token_ids)
     assert id_pair.tokenizer is None
@@ -208,7 +208,7 @@ def test_padded_rows_are_masked_in_both_models() -> None:
         assert max(run.token_ids) < 257
 
 
-def test_tokenizers_that_differ_by_an_id_are_translated(tmp_path) -> None:
+def test_tokenizers_that_differ_in_one_id_are_translated(tmp_path) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from cascli.models.tokenizer import byte_tokenizer
@@ -228,7 +228,7 @@ def test_tokenizers_that_differ_by_an_id_are_translated(tmp_path) -> None:
     assert (other.translation.read(65), other.translation.read(66)) == ((66,), (65,))
 
 
-def test_devices_and_models_that_cannot_work() -> None:
+def test_unsupported_devices_and_models_are_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(RunError, match="sees 0 CUDA devices"):
             load_pair(pair(8), device="cuda")
@@ -240,7 +240,7 @@ def test_devices_and_models_that_cannot_work() -> None:
         load_pair({"draft": {"source": {"random": {"model_type": "mamba", "vocab_size": 8}}}, "target": model(1, 8)})
 
 
-def test_conversations_keep_what_was_said(text_pair: Pair) -> None:
+def test_conversations_include_all_earlier_turns(text_pair: Pair) -> None:
     talk = Conversation("be brief", (("a", "b"),))
     assert [m["role"] for m in talk.messages("c")] == ["system", "user", "assistant", "user"]
     assert Conversation("").messages("c")[0] == {"role": "system", "content": ""}  # not the template's default
@@ -270,7 +270,7 @@ def ended(text: list[int], drafts: int, kept: int, end: int) -> Round:
     return answer.add(Round(drafted=drafted, emitted=emitted))[0]
 
 
-def test_drafts_after_the_end_of_the_text_are_in_no_rate() -> None:
+def test_drafts_after_the_end_of_the_text_are_excluded_from_all_rates() -> None:
     """Whether the models agree beyond the end changes nothing; a rejection before it still counts."""
     agree, differ = ended([1, 2, 0, 4, 5], 4, 4, end=0), ended([1, 2, 0, 4, 5], 4, 3, end=0)
     assert agree == differ
@@ -304,7 +304,7 @@ def test_a_pair_answers_one_at_a_time(text_pair: Pair) -> None:
     assert generate(text_pair, "a", **ask).token_ids == right["a"]
 
 
-def test_a_run_inside_a_run_is_refused_and_does_no_harm(text_pair: Pair) -> None:
+def test_a_nested_run_is_refused_and_does_no_harm(text_pair: Pair) -> None:
     ask = {"strategy": "speculative:k=3", "max_new_tokens": 12, "temperature": 1.0}
     wanted, refused = generate(text_pair, "hello", **ask).token_ids, []
 
@@ -318,7 +318,7 @@ def test_a_run_inside_a_run_is_refused_and_does_no_harm(text_pair: Pair) -> None
 
 
 @pytest.mark.parametrize("end", ["closed", "dropped", "failed"])
-def test_a_run_that_is_given_up_frees_the_pair(text_pair: Pair, end: str) -> None:
+def test_an_abandoned_run_frees_the_pair(text_pair: Pair, end: str) -> None:
     steps = Decoding(text_pair, parse("target"), Request([1, 2], Sampling(), 9)).steps()
     next(steps)
     if end == "failed":
@@ -331,7 +331,7 @@ def test_a_run_that_is_given_up_frees_the_pair(text_pair: Pair, end: str) -> Non
 
 
 @pytest.mark.parametrize("threshold", [-99.0, 99.0])
-def test_the_first_token_of_a_cascade_is_there_when_it_may_be_shown(text_pair: Pair, threshold: float) -> None:
+def test_time_to_first_token_of_a_cascade_includes_the_decision(text_pair: Pair, threshold: float) -> None:
     """Kept or not, it does not count before the decision: until then the answer may be withdrawn."""
     run = generate(text_pair, "hello", strategy=f"cascade:threshold={threshold}", max_new_tokens=40)
     m = run.metrics
@@ -363,14 +363,14 @@ def odd(pair: Pair, draft: list[float], target: list[float]) -> Pair:
 
 @pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
 @pytest.mark.parametrize("strategy", ["draft", "target", "speculative:k=2", "token-cascade:rule=diff"])
-def test_logits_that_are_no_numbers_are_noticed(id_pair: Pair, strategy: str, value: float) -> None:
+def test_non_finite_logits_are_detected(id_pair: Pair, strategy: str, value: float) -> None:
     bad, good = [value] * 4, [0.0, 1.0, 2.0, 0.5]
     broken = odd(id_pair, bad if strategy == "draft" else good, good if strategy == "draft" else bad)
     with pytest.raises(RunError, match="not finite"):
         generate(broken, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=6, temperature=1.0)
 
 
-def test_a_confidence_is_a_number_whatever_was_drawn(id_pair: Pair) -> None:
+def test_the_confidence_is_finite_whatever_was_drawn(id_pair: Pair) -> None:
     """A token's probability may be 0 in float32, and its logarithm is not a JSON number."""
     pair = odd(id_pair, [200.0, 0.0, 0.0, 0.0], [0.0] * 4)
     run = generate(pair, prompt_ids=[1], strategy="cascade", max_new_tokens=30, temperature=100.0, seed=1)
@@ -378,7 +378,7 @@ def test_a_confidence_is_a_number_whatever_was_drawn(id_pair: Pair) -> None:
     assert Run.from_json(run.to_json()) == run
 
 
-def test_peak_memory_is_of_a_run_or_unknown(text_pair: Pair) -> None:
+def test_peak_memory_is_per_run_or_unknown(text_pair: Pair) -> None:
     """On a CPU only the peak of the whole process is known."""
     assert generate(text_pair, "hello", max_new_tokens=3).metrics.peak_memory_bytes is None
 
@@ -398,7 +398,7 @@ def test_peak_memory_is_of_a_run_or_unknown(text_pair: Pair) -> None:
     ],
     ids=repr,
 )
-def test_arguments_of_a_wrong_type_are_told(text_pair: Pair, given: dict[str, Any]) -> None:
+def test_arguments_of_the_wrong_type_are_refused(text_pair: Pair, given: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         generate(text_pair, max_new_tokens=2, **given)
 
@@ -409,6 +409,6 @@ def test_ids_may_be_a_tensor(text_pair: Pair) -> None:
     assert run.prompt_token_ids == [104, 105]
 
 
-def test_the_first_token_is_the_first(text_pair: Pair) -> None:
+def test_time_to_first_token_excludes_later_rounds(text_pair: Pair) -> None:
     run = generate(text_pair, "hello", strategy="target", max_new_tokens=30)
     assert run.metrics.ttft_seconds <= run.metrics.seconds.total - sum(step.seconds.total for step in run.rounds[2:])

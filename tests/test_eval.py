@@ -105,7 +105,9 @@ def done(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result
     return cascli("--tasks", tasks, "--include-path", str(folder), *specs, "-o", str(out)), out
 
 
-def test_scores_are_those_of_the_strategies_answers(done: tuple[Result, Path], own: Pair, folder: Path) -> None:
+def test_scores_are_computed_from_each_strategys_own_answers(
+    done: tuple[Result, Path], own: Pair, folder: Path
+) -> None:
     result, out = done
     assert result.exit_code == 0, result.output
     document = json.loads((out / "eval.json").read_text())
@@ -125,7 +127,7 @@ def test_scores_are_those_of_the_strategies_answers(done: tuple[Result, Path], o
         assert not task["written"] and [score["strategy"] for score in task["scores"]] == ["target"]
 
 
-def test_its_own_files_stand_beside_ours(done: tuple[Result, Path], own: Pair) -> None:
+def test_files_of_lm_eval_are_written_next_to_ours(done: tuple[Result, Path], own: Pair) -> None:
     _, out = done
     for spec in SPECS:
         place = out / spec.replace(":", "_").replace(",", "_")
@@ -141,7 +143,7 @@ def test_its_own_files_stand_beside_ours(done: tuple[Result, Path], own: Pair) -
         assert len(choices.read_text().split("\n")) == 5
 
 
-def test_the_page_says_whose_scores_they_are(done: tuple[Result, Path]) -> None:
+def test_the_output_states_whose_scores_they_are(done: tuple[Result, Path]) -> None:
     result, out = done
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert "exact_match" in result.stdout and "target*" in result.stdout
@@ -151,7 +153,7 @@ def test_the_page_says_whose_scores_they_are(done: tuple[Result, Path]) -> None:
     assert shown.stdout == result.stdout
 
 
-def test_likelihoods_are_the_targets(folder: Path, done: tuple[Result, Path], own: Pair) -> None:
+def test_likelihoods_come_from_the_target(folder: Path, done: tuple[Result, Path], own: Pair) -> None:
     """Accuracy and byte perplexity, from one forward of the transformers module per text."""
     _, out = done
     document = json.loads((out / "eval.json").read_text())
@@ -183,7 +185,7 @@ def asked(*arguments: Any, document: int = 0) -> Instance:
     return Instance("generate_until", {}, arguments, 0, metadata=("task", document, 1))
 
 
-def test_a_likelihood_knows_what_the_target_would_write(own: Pair) -> None:
+def test_a_likelihood_reports_whether_the_target_would_write_the_text(own: Pair) -> None:
     """The greedy flag is for all tokens, and a space before the continuation belongs to it."""
     written = generate(own, "hello", strategy="target", raw=True, temperature=0.0, max_new_tokens=6)
     text = own.tokenizer.decode(written.token_ids[:3])
@@ -199,7 +201,7 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     return [("hello", text), ("hello", " x"), ("hello", " x"), ("", "a")]
 
 
-def test_an_encoder_decoder_is_asked_for_the_whole_continuation_and_nothing_after_it() -> None:
+def test_an_encoder_decoder_scores_the_whole_continuation_and_nothing_more() -> None:
     """T5's tokenizer adds an end to every text: it is not part of a choice, and no token of the choice is lost."""
     from tokenizers.processors import TemplateProcessing
 
@@ -225,7 +227,7 @@ def test_an_encoder_decoder_is_asked_for_the_whole_continuation_and_nothing_afte
         model(pair).loglikelihood_rolling([asked("ab")])
 
 
-def test_the_first_strategys_metric_is_that_of_all(own: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_metric_of_the_first_strategy_is_used_for_all(own: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     def of(bleu: float) -> dict[str, Any]:
         sample = {"doc_id": 0, "filter": "none", "metrics": ["bleu", "acc"], "bleu": bleu, "acc": 1.0}
         return {"samples": {"truth": [sample]}}
@@ -238,7 +240,7 @@ def test_the_first_strategys_metric_is_that_of_all(own: Pair, monkeypatch: pytes
     assert [each["main_metrics"] for each in evaluating.results.values()] == [{"truth": ("acc", "none")}] * 2
 
 
-def test_leave_to_run_code_is_told_to_the_harness_and_taken_back(
+def test_permission_to_run_code_is_passed_to_the_harness_and_revoked(
     own: Pair, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
@@ -252,7 +254,7 @@ def test_leave_to_run_code_is_told_to_the_harness_and_taken_back(
     assert seen == [None, "1"] and "HF_ALLOW_CODE_EVAL" not in os.environ
 
 
-def test_texts_begin_once(own: Pair) -> None:
+def test_texts_get_one_start_token(own: Pair) -> None:
     """The tokenizer adds a beginning of text, but not twice if a context is empty or brings its own."""
     from tokenizers.processors import TemplateProcessing
 
@@ -287,7 +289,7 @@ def _window(pair: Pair, ids: list[int], last: int) -> float:
     return float(torch.log_softmax(logits.double(), -1)[range(last), ids[-last:]].sum())
 
 
-def test_prompts_without_room_lose_their_beginning(own: Pair) -> None:
+def test_prompts_that_do_not_fit_lose_their_beginning(own: Pair) -> None:
     notes, short = Notes(), replace(own, context=20)
     long, end = "a long prompt of many bytes", "f many bytes"
     settings = {"until": [], "max_gen_toks": 8}
@@ -328,7 +330,7 @@ def test_lossless_strategies_share_their_draws_with_compare(own: Pair) -> None:
     assert decode(own, parse("speculative:k=3"), request_for(how, ids, prompt_id="task/7")).text == text
 
 
-def test_examples_are_earlier_turns_of_a_chat(own: Pair, folder: Path, tmp_path: Path) -> None:
+def test_few_shot_examples_become_earlier_turns_of_a_chat(own: Pair, folder: Path, tmp_path: Path) -> None:
     """The prompt that the strategy reads is the template's, and has one beginning."""
     tokenizer = load_pair("tiny-random").tokenizer
     tokenizer.chat_template = CHAT
@@ -353,12 +355,12 @@ def _with(folder: Path, place: Path, name: str, **more: Any) -> None:
     (place / f"{name}.yaml").write_text(yaml.safe_dump(task | {"task": name, **more}))
 
 
-def test_a_pair_without_a_template_says_so(folder: Path) -> None:
+def test_apply_chat_template_is_refused_without_a_template(folder: Path) -> None:
     refused = cascli("--tasks", "own_answers", "--include-path", str(folder), "--apply-chat-template")
     assert refused.exit_code == 2 and "has no chat template" in refused.stderr
 
 
-def test_what_lm_eval_refuses_is_told_in_a_line_or_two(folder: Path, tmp_path: Path) -> None:
+def test_errors_of_lm_eval_are_reported_in_at_most_two_lines(folder: Path, tmp_path: Path) -> None:
     _with(folder, tmp_path, "own_absent", dataset_path="nobody/nothing", dataset_kwargs={})
     _with(folder, tmp_path, "own_code", unsafe_code=True)
     for name, code, words in (
@@ -388,14 +390,16 @@ def test_what_lm_eval_refuses_is_told_in_a_line_or_two(folder: Path, tmp_path: P
     ],
     ids=str,
 )
-def test_a_malformed_task_is_told_in_a_line_or_two(folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_malformed_task_is_reported_in_at_most_two_lines(
+    folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
     _with(folder, tmp_path, "own_malformed", **change)
     refused = cascli("--tasks", "own_malformed", "--include-path", str(tmp_path), "-s", "target", "--limit", "1")
     assert refused.exit_code in (2, 3) and "unexpected" not in refused.stderr, refused.stderr
     assert len(refused.stderr.strip().splitlines()) <= 2 and "Traceback" not in refused.output
 
 
-def test_a_bug_of_our_own_is_not_laid_on_the_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_of_our_own_is_not_blamed_on_the_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answers(*_: object) -> None:
         raise TypeError("ours")
 
@@ -405,7 +409,7 @@ def test_a_bug_of_our_own_is_not_laid_on_the_task(folder: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_unknown_tasks_are_told_with_the_nearest(folder: Path, tmp_path: Path) -> None:
+def test_unknown_tasks_are_refused_with_the_closest_match(folder: Path, tmp_path: Path) -> None:
     refused = cascli("--tasks", "own_answer", "--include-path", str(folder))
     assert refused.exit_code == 2 and "did you mean 'own_answers'" in refused.stderr
     assert refused.stderr.count("\n") <= 2
@@ -413,9 +417,7 @@ def test_unknown_tasks_are_told_with_the_nearest(folder: Path, tmp_path: Path) -
     assert refused.exit_code == 2 and "no such folder" in refused.stderr
 
 
-def test_what_was_done_before_an_interruption_is_kept(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_before_an_interruption_are_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Evaluating.run
 
     def interrupted(self: Evaluating, strategy: Any, on_progress: Any = None) -> None:
@@ -437,14 +439,14 @@ def test_what_was_done_before_an_interruption_is_kept(
     assert list((out / "target").glob("results_*.json")) and not (out / "speculative_k=2").exists()
 
 
-def test_settings_that_no_strategy_has_are_told(folder: Path, tmp_path: Path) -> None:
+def test_unsupported_settings_are_reported(folder: Path, tmp_path: Path) -> None:
     _with(folder, tmp_path, "own_penalised", generation_kwargs={"until": ["\n"], "repetition_penalty": 1.5})
     told = cascli("--tasks", "own_penalised", "--include-path", str(tmp_path), "--limit", "1", "-s", "target", "--json")
     assert told.exit_code == 0, told.output
     assert json.loads(told.stdout)["not_honoured"] == ["own_penalised: repetition_penalty=1.5"]
 
 
-def test_repeats_are_answers_of_their_own(own: Pair, folder: Path, tmp_path: Path) -> None:
+def test_repeats_are_independent_answers(own: Pair, folder: Path, tmp_path: Path) -> None:
     """Each is drawn independently and compared with the same repeat of the target."""
     task = yaml.safe_load((folder / "own_answers.yaml").read_text())
     (tmp_path / "twice.yaml").write_text(yaml.safe_dump(task | {"task": "twice", "repeats": 2}))

@@ -43,14 +43,14 @@ ROOT = Path(__file__).parent.parent
         ({"do_sample": True, "temperature": 0.0}, 0.0, 256),
     ],
 )
-def test_tasks_say_how_answers_are_written(task: dict[str, Any], temperature: float, tokens: int) -> None:
+def test_tasks_determine_the_generation_settings(task: dict[str, Any], temperature: float, tokens: int) -> None:
     found = Generation.of(task, Settings())
     assert (found.sampling.temperature, found.max_new_tokens) == (temperature, tokens)
     assert found.not_honoured == ()
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_scores_are_whole_also_where_there_is_little_room(width: int) -> None:
+def test_scores_are_printed_whole_even_in_narrow_terminals(width: int) -> None:
     names = ("target", "speculative:k=4", "speculative-cascade:rule=token-v3,alpha=0.3,k=4")
     scores = [
         Score(strategy=name, metric="exact_match", filter="flexible-extract", value=0.512 + i / 10, stderr=0.044)
@@ -70,7 +70,7 @@ def test_scores_are_whole_also_where_there_is_little_room(width: int) -> None:
     assert "gsm8k_cot_zeroshot" in "".join(lines)
 
 
-def test_stops_seeds_and_truncation_are_the_tasks() -> None:
+def test_stops_seeds_and_truncation_come_from_the_task() -> None:
     found = Generation.of({"until": "\n", "seed": 3, "top_k": 5, "top_p": 0.9}, Settings())
     assert (found.stop, found.seed, found.sampling.top_k, found.sampling.top_p) == (("\n",), 3, 5, 0.9)
     assert Generation.of({"until": ["a", "", "b"], "top_k": -1}, Settings()).stop == ("a", "b")
@@ -85,7 +85,7 @@ def test_flags_go_before_tasks() -> None:
     assert (found.max_new_tokens, found.seed, found.stop) == (4, 0, ("a", "b"))
 
 
-def test_what_no_strategy_has_is_named() -> None:
+def test_unsupported_task_settings_are_named() -> None:
     task = {"until": [], "repetition_penalty": 1.2, "num_beams": 1, "min_p": 0.0, "typical_p": None, "use_cache": False}
     assert Generation.of(task, Settings()).not_honoured == ("repetition_penalty=1.2", "use_cache=False")
 
@@ -100,9 +100,7 @@ def _by_hand(pair: Pair, prompt: list[int], answer: list[int]) -> Likelihood:
     )
 
 
-def test_answers_to_the_same_prompt_are_read_after_what_is_known(
-    text_pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_to_the_same_prompt_reuse_the_common_prefix(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Choices, a longer prompt, a shorter one, another: the same as one forward each, with fewer tokens read."""
     monkeypatch.setattr(likelihood, "CHUNK", 3)
     prompt = [3, 1, 2, 9, 9]
@@ -169,7 +167,7 @@ FOUND: dict[str, Any] = {
 }
 
 
-def test_scores_are_told_with_the_strategies_that_earned_them() -> None:
+def test_scores_are_listed_with_the_strategies_that_earned_them() -> None:
     cells = [Cell(strategy=spec, temperature=0.0, seed=0) for spec in ("target", "speculative:k=2")]
     records = [
         Record(
@@ -194,7 +192,7 @@ def test_scores_are_told_with_the_strategies_that_earned_them() -> None:
         assert not task.written and [each.strategy for each in task.scores] == ["target"] and task.rows == []
 
 
-def test_a_group_with_written_answers_is_told_of_every_strategy() -> None:
+def test_a_group_with_written_answers_lists_every_strategy() -> None:
     """What the target's likelihoods contribute is the same for all of them, and the answers are not."""
     mixed = {"alias": "mixed", "acc,none": 0.5}
     found = FOUND | {
@@ -210,7 +208,7 @@ def test_a_group_with_written_answers_is_told_of_every_strategy() -> None:
     ]
 
 
-def test_a_flag_is_stronger_than_the_environment_and_a_pairs_file_has_no_say(clean_env: pytest.MonkeyPatch) -> None:
+def test_a_flag_overrides_the_environment_and_the_pair_file_is_ignored(clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("CASCLI_TEMPERATURE", "0.75")
     clean_env.setenv("CASCLI_SEED", "4")
     flags: Any = SimpleNamespace(given=Settings(temperature=0.25, limit=3))
@@ -234,12 +232,12 @@ def test_all_strategies_are_scored_by_the_metric_of_the_first() -> None:
     assert with_quality([record], first, by_bleu)[0].quality is None  # not a score between 0 and 1
 
 
-def test_names_of_folders_are_those_of_strategies() -> None:
+def test_folders_are_named_after_strategies() -> None:
     assert folder_name("speculative-cascade:rule=opt,alpha=0.3,k=4") == "speculative-cascade_rule=opt_alpha=0.3_k=4"
     assert folder_name("../x") == ".._x"
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_lm_eval_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     refused = CliRunner().invoke(app, ["eval", "--tasks", "gsm8k", "-c", "tiny-random"])
     assert refused.exit_code == 2 and "pip install 'cascli[eval]'" in refused.stderr
@@ -253,7 +251,7 @@ def test_a_folder_with_results_is_refused_first(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "name at least one" in refused.stderr
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_the_citation_matches_this_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     page = (ROOT / "docs" / "citing.md").read_text()
     assert cited["version"] == __version__ and f"version = {{{__version__}}}" in page

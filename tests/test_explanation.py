@@ -57,7 +57,7 @@ def test_overhead_is_taken_off_once(text_pair: Pair) -> None:
     assert why.without_it < 5
 
 
-def test_time_outside_the_models_is_in_the_targets_token_too(text_pair: Pair) -> None:
+def test_time_outside_the_models_counts_for_the_target_alone_too(text_pair: Pair) -> None:
     """0.15 steps outside the models after every call of the target, alone and in a round."""
     target, run = synthetic(text_pair, 0.8, 4, 60, other=0.0, speed=1.0)
     rounds, c = run.metrics.num_rounds, 0.1
@@ -71,7 +71,7 @@ def test_time_outside_the_models_is_in_the_targets_token_too(text_pair: Pair) ->
     assert why.predicted_speed_up == pytest.approx(tokens / (4 * c + 1.0))
 
 
-def test_timings_that_could_be_anything_name_no_cause(text_pair: Pair) -> None:
+def test_no_cause_is_named_if_timings_are_too_noisy(text_pair: Pair) -> None:
     """With step times that differ by twice their median, a twentieth of the predicted speed would pass for noise."""
     predicted = theory.tokens_per_round(0.7, 4, 40) / 1.4
     for factor, noise, said in ((0.05, 2.0, "Timings differ by 200% here"), (1.0, 0.4, "Timings differ by 40% here")):
@@ -80,7 +80,7 @@ def test_timings_that_could_be_anything_name_no_cause(text_pair: Pair) -> None:
         assert why.bottleneck is None and said in sentence(why) and "too noisy to name a cause" in sentence(why)
 
 
-def test_slower_by_a_factor_is_as_far_away_as_faster_by_it(text_pair: Pair) -> None:
+def test_slower_and_faster_by_the_same_factor_are_equally_far(text_pair: Pair) -> None:
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
     expected = account([run], [target, run], flat(0.1, {5: 1.0})).predicted_with_overhead
     for factor, named in ((1.25, True), (1 / 1.25, True), (1.35, False), (1 / 1.35, False)):
@@ -89,7 +89,7 @@ def test_slower_by_a_factor_is_as_far_away_as_faster_by_it(text_pair: Pair) -> N
         assert (why.bottleneck is not None) is named, factor
 
 
-def test_full_acceptance_holds_nothing_back(text_pair: Pair) -> None:
+def test_full_acceptance_is_never_the_bottleneck(text_pair: Pair) -> None:
     """In a short answer the last round is cut, which is not a lack of acceptance."""
     costs = flat(0.02, {5: 1.0})
     target, run = synthetic(text_pair, 1.0, 4, 10, other=0.0, speed=theory.tokens_per_round(1.0, 4, 10) / 1.08)
@@ -104,7 +104,7 @@ def test_break_even_is_where_the_prediction_is_one(text_pair: Pair) -> None:
     assert theory.tokens_per_round(why.break_even_acceptance, 4, 16) / (4 * 0.3 + 1.2) == pytest.approx(1.0)
 
 
-def test_a_rule_that_reads_q_late_pays_for_what_passes(text_pair: Pair, any_noise: None) -> None:
+def test_a_rule_that_reads_q_late_pays_a_draft_step_when_a_block_passes(text_pair: Pair, any_noise: None) -> None:
     """One draft step after a block, times the chance that it passes, at every k and acceptance that is reported."""
     ask: dict[str, Any] = {"max_new_tokens": 120, "temperature": 1.0, "seed": 3}
     target = generate(text_pair, "hello", strategy="target", **ask)
@@ -128,7 +128,7 @@ def test_a_rule_that_reads_q_late_pays_for_what_passes(text_pair: Pair, any_nois
     assert run.metrics.draft_calls > run.metrics.num_draft_tokens
 
 
-def test_no_cause_is_named_for_noise(text_pair: Pair) -> None:
+def test_a_cause_is_named_only_if_the_prediction_holds_within_noise(text_pair: Pair) -> None:
     costs = flat(0.1, {5: 1.0})
     predicted = theory.tokens_per_round(0.7, 4, 40) / 1.4
     for factor, named in ((1.0, True), (1.05, True), (0.5, False), (1.5, False)):
@@ -143,7 +143,7 @@ def test_no_cause_is_named_for_noise(text_pair: Pair) -> None:
         assert (said in sentence(why)) is (why.bottleneck is None)
 
 
-def test_a_check_cheaper_than_a_step_is_noise(text_pair: Pair) -> None:
+def test_a_check_cheaper_than_a_step_counts_as_noise(text_pair: Pair) -> None:
     """Times are those of the runs themselves: v is at least 1, and no k beyond the one that ran is advised."""
     target = generate(text_pair, "hello", strategy="target", max_new_tokens=20)
     run = generate(text_pair, "hello", strategy=Synthetic(acceptance=0.9, k=2), max_new_tokens=20)
@@ -155,7 +155,7 @@ def test_a_check_cheaper_than_a_step_is_noise(text_pair: Pair) -> None:
         assert why.best_k is None or (why.best_k <= 2 and why.best_k_or_more is (why.best_k == 2))
 
 
-def test_the_tables_fastest_is_explained_with_its_own_number(text_pair: Pair) -> None:
+def test_the_fastest_is_explained_with_the_same_number_as_in_the_table(text_pair: Pair) -> None:
     """Both come from all repeats, so one slow run changes neither."""
     settings = resolve(Settings(max_new_tokens=20, temperature=1, seed=1))
     strategies = [parse(text) for text in ("target", "speculative:k=2", "speculative:k=4")]
@@ -186,7 +186,7 @@ def test_predictions_of_whole_answers_include_the_prompt(text_pair: Pair) -> Non
     assert whole == pytest.approx(2.0 / (1.0 + 1.0 / after))
 
 
-def test_comparison_measures_steps_and_says_so(text_pair: Pair) -> None:
+def test_a_comparison_measures_steps_and_reports_it(text_pair: Pair) -> None:
     strategies = [parse(text) for text in ("target", "speculative:k=3")]
     found = compare(
         text_pair, prompts("hello", "a longer prompt"), strategies, max_new_tokens=20, temperature=1, seed=1, runs=2
@@ -208,7 +208,7 @@ def test_comparison_measures_steps_and_says_so(text_pair: Pair) -> None:
     assert again == found
 
 
-def test_nothing_is_measured_where_nothing_is_explained(text_pair: Pair) -> None:
+def test_nothing_is_measured_if_nothing_is_explained(text_pair: Pair) -> None:
     found = compare(text_pair, prompts("hello"), ["target", "draft"], max_new_tokens=4)
     assert found.profile is None and found.explanation is None
     kept = compare(text_pair, prompts("hello"), ["target", "speculative"], max_new_tokens=4, measure=False)
@@ -216,7 +216,7 @@ def test_nothing_is_measured_where_nothing_is_explained(text_pair: Pair) -> None
     assert explain(kept.runs[:1]) is None
 
 
-def test_noise_is_said_only_where_there_is_some() -> None:
+def test_noise_is_reported_only_if_present() -> None:
     assert noise_line(None) is None and noise_line(0.1) is None
     assert "45%" in (noise_line(0.45) or "") and "--threads" not in (noise_line(0.45) or "")
     assert "--threads 1" in (noise_line(0.45, 2) or "") and "--threads" not in (noise_line(0.45, 1) or "")
@@ -242,7 +242,7 @@ def test_older_comparisons_can_still_be_read(text_pair: Pair) -> None:
     assert Comparison.from_json(json.dumps(document)).runs[0].metrics.total_flops is None
 
 
-def test_breaking_even_is_of_whole_answers_where_the_prediction_is(text_pair: Pair) -> None:
+def test_break_even_covers_whole_answers_if_the_prediction_does(text_pair: Pair) -> None:
     """Both models read the prompt: an acceptance that pays without it may not pay with it."""
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.3)
     slow = with_seconds(run, total=3.0, prefill=2.0, other=0.0)
@@ -253,7 +253,7 @@ def test_breaking_even_is_of_whole_answers_where_the_prediction_is(text_pair: Pa
     assert whole.predicted_speed_up < 1 < after.predicted_speed_up
 
 
-def test_the_best_k_is_told_with_what_the_prediction_misses(text_pair: Pair) -> None:
+def test_the_speed_at_the_best_k_is_corrected_by_the_prediction_error(text_pair: Pair) -> None:
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
     why = account([run], [target, run], flat(0.1, {2: 1.0, 3: 1.0, 5: 1.0}))
     assert why.best_speed_up is not None and why.measured_over_predicted is not None
@@ -261,7 +261,7 @@ def test_the_best_k_is_told_with_what_the_prediction_misses(text_pair: Pair) -> 
     assert f"best k {why.best_k} ({why.best_speed_up * why.measured_over_predicted:.2f}x)" in sentence(why)
 
 
-def test_step_times_that_scatter_are_noise(text_pair: Pair) -> None:
+def test_scattered_step_times_count_as_noise(text_pair: Pair) -> None:
     """However steady the runs themselves were, c and v are known no better than the steps."""
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
     steps = Profile(
@@ -283,7 +283,7 @@ def test_costs_are_extrapolated_beyond_the_longest_block_that_was_timed(text_pai
     ]
 
 
-def test_of_drafts_that_were_not_always_whole_no_longer_ones_are_spoken_of(text_pair: Pair) -> None:
+def test_no_larger_k_is_advised_if_drafts_were_not_always_whole(text_pair: Pair) -> None:
     """What a drafter would have offered beyond its k is unknown: the best k is that one, or a larger one."""
     target, run = synthetic(text_pair, 0.9, 4, 40, other=0.0, speed=1.0)
     first, *others = run.rounds
@@ -297,7 +297,7 @@ def test_of_drafts_that_were_not_always_whole_no_longer_ones_are_spoken_of(text_
     assert why.drafted_per_round is not None and (why.best_k, why.best_k_or_more) == (4, True)
 
 
-def test_steps_that_a_stop_goes_by_are_timed_where_answers_are_half_written(
+def test_step_times_for_a_stop_are_measured_halfway_through_answers(
     text_pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a long context both models are slower, by different factors."""

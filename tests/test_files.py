@@ -65,7 +65,7 @@ def raced(text_pair: Pair) -> Comparison:
 # ---- columns
 
 
-def test_a_strategy_is_columns_of_the_types_of_its_parameters() -> None:
+def test_a_strategy_becomes_columns_typed_like_its_parameters() -> None:
     found = tidy.strategy_columns("speculative-cascade:rule=opt,alpha=0.3,k=4")
     assert found == {
         "strategy": "speculative-cascade:rule=opt,alpha=0.3,k=4",
@@ -78,7 +78,7 @@ def test_a_strategy_is_columns_of_the_types_of_its_parameters() -> None:
     }  # fmt: skip
 
 
-def test_parameters_of_any_plug_in_get_a_column_and_one_type() -> None:
+def test_parameters_of_any_plugin_get_a_column_of_one_type() -> None:
     specs = [
         "target",
         "speculative:k=auto",
@@ -98,7 +98,7 @@ TIMES = ("ttft", "seconds_per_token", "round_seconds")
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
+def test_every_column_is_documented_and_every_field_has_a_column(raced: Comparison) -> None:
     """Every column of a comparison is documented, and every field of a row is in some column."""
     table = tidy.of_comparison(raced)
     known = {column.name for column in columns_of("compare")}
@@ -134,7 +134,7 @@ def test_every_column_is_documented_and_none_is_lost(raced: Comparison) -> None:
     assert levels == [[place, place + 0.1, None] for place in range(len(PARTS))]
 
 
-def test_the_same_runs_are_the_same_numbers_in_compare_and_sweep(tmp_path: Path) -> None:
+def test_the_same_runs_give_the_same_numbers_in_compare_and_sweep(tmp_path: Path) -> None:
     plan, asked = tmp_path / "plan.yaml", prompts_file(tmp_path, {"prompt": "one"}, {"turns": ["two", "and three?"]})
     plan.write_text(f"{SWEEP}task: {{kind: jsonl, path: {asked.name}}}\n")
     swept = tidy.table("sweep", [])
@@ -192,7 +192,7 @@ def test_csv_parquet_and_frame_hold_the_same(raced: Comparison) -> None:
     assert frame.groupby("name").tokens.sum()["target"] == raced.summary[0].tokens
 
 
-def test_an_interval_is_two_bounds_and_a_kind(raced: Comparison) -> None:
+def test_an_interval_becomes_two_bounds_and_a_kind(raced: Comparison) -> None:
     record = tidy.of_comparison(raced).records[3]
     low, high = raced.summary[3].speed_interval
     assert (record["speed_vs_target_low"], record["speed_vs_target_high"]) == (low, high)
@@ -200,7 +200,7 @@ def test_an_interval_is_two_bounds_and_a_kind(raced: Comparison) -> None:
     assert tidy.interval_columns("x", None, None) == {"x_low": None, "x_high": None, "x_kind": None}
 
 
-def test_bench_has_a_row_a_call_and_one_a_k(text_pair: Pair) -> None:
+def test_bench_has_one_row_per_call_and_one_per_k(text_pair: Pair) -> None:
     found = bench(text_pair, contexts=[8, 16], blocks=(1, 2, 3), repeats=1, synthetic_acceptance=0.5, ks=(2,), tokens=8)
     table = tidy.of_bench(found)
     steps = [each for each in table.records if each["kind"] == "step"]
@@ -237,7 +237,7 @@ def test_older_documents_become_tables_too() -> None:
         ("pandas", lambda raced: raced.to_frame()),
     ],
 )
-def test_what_is_missing_is_said(
+def test_a_missing_package_is_named(
     module: str, use: Any, raced: Comparison, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -247,7 +247,7 @@ def test_what_is_missing_is_said(
         use(raced)
 
 
-def test_the_page_of_files_is_current() -> None:
+def test_the_files_page_is_current() -> None:
     text = files_page.PAGE.read_text(encoding="utf-8")
     assert text == files_page.page(text), "run make docs"
     assert len({(column.name, kind) for column in COLUMNS for kind in column.kinds}) == sum(
@@ -310,7 +310,7 @@ def test_one_rule_for_output(
         ({"output": "astray.csv"}, r"--output astray\.csv: no such folder: .*none"),
     ],
 )
-def test_errors_of_output_say_what_is_possible(
+def test_output_errors_list_what_is_possible(
     given: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -330,7 +330,7 @@ def test_nothing_binary_reaches_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert outputs(Resolved(format="csv"), formats.COMPARISON).printed == "csv"
 
 
-def test_a_page_keeps_the_likeliest_tokens_whatever_it_is_called() -> None:
+def test_html_output_keeps_the_top_tokens_whatever_the_file_name() -> None:
     kept = [
         Resolved(**each).kept
         for each in (
@@ -362,7 +362,7 @@ def test_every_promised_format_can_be_written(raced: Comparison, text_pair: Pair
     assert {each for kind in KINDS.values() for each in kind.formats} == set(formats.ANY)
 
 
-def test_a_table_of_answers_has_a_row_an_answer(raced: Comparison) -> None:
+def test_a_table_of_answers_has_one_row_per_answer(raced: Comparison) -> None:
     runs = [run.model_copy(update={"text": f"={place}", "turn": place}) for place, run in enumerate(raced.runs)]
     found = list(csv.DictReader(io.StringIO(export.of_runs(runs)["csv"]())))
     assert [(each["strategy"], each["turn"], each["text"]) for each in found] == [
@@ -379,7 +379,7 @@ def test_a_table_of_answers_has_a_row_an_answer(raced: Comparison) -> None:
     assert {row["pair"] for row in found} == {raced.runs[0].pair.name} and all(row["date"] for row in found)
 
 
-def test_answers_as_markdown_and_picture_are_what_was_asked_and_said(raced: Comparison) -> None:
+def test_markdown_and_svg_contain_the_prompts_and_answers(raced: Comparison) -> None:
     [first, second] = raced.runs[:2]
     one = export.of_runs([first])
     assert one["md"]().startswith(f"> {first.prompt}\n\n{first.text}") and f"| `{first.spec}` |" in one["md"]()
@@ -388,7 +388,7 @@ def test_answers_as_markdown_and_picture_are_what_was_asked_and_said(raced: Comp
     assert "<svg" in one["svg"]() and "cascli&#160;generate" in one["svg"]().replace(" ", "&#160;")
 
 
-def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_written_to_and_not_replaced(tmp_path: Path) -> None:
     place = tmp_path / "pipe"
     os.mkfifo(place)
     reader = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
@@ -408,7 +408,7 @@ def prompts_file(folder: Path, *prompts: Any) -> Path:
     return file
 
 
-def test_what_is_there_before_a_crash_is_kept(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_finished_before_a_crash_are_kept(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cascli.engine import Decoding
 
     file, out = prompts_file(tmp_path, {"prompt": "a"}, {"turns": ["b", "c"]}, {"prompt": "d"}), tmp_path / "out.jsonl"
@@ -429,7 +429,7 @@ def test_what_is_there_before_a_crash_is_kept(cli, tmp_path: Path, monkeypatch: 
     assert [(run.prompt, run.turn) for run in runs] == [("a", 0), ("b", 0), ("c", 1)]
 
 
-def test_answers_in_a_pipe_are_told_apart_and_counted(cli, tmp_path: Path) -> None:
+def test_piped_answers_have_headings_and_are_counted(cli, tmp_path: Path) -> None:
     file = prompts_file(tmp_path, {"prompt": "a", "id": "first\none"}, {"prompt": "b"})
     out = tmp_path / "out.txt"
     found = cli("generate", "--prompts", str(file), *TINY, "-o", str(out), "-s", "speculative")
@@ -444,7 +444,7 @@ def test_answers_in_a_pipe_are_told_apart_and_counted(cli, tmp_path: Path) -> No
     assert cli("generate", "--prompts", str(file), *TINY, "-q").stderr == ""
 
 
-def test_prompts_from_a_pipe_and_lines_into_one(cli) -> None:
+def test_prompts_are_read_from_a_pipe_and_json_lines_written_to_one(cli) -> None:
     stdin = '{"prompt": "a"}\n\n{"prompt": "b"}\n'
     found = cli("generate", "--prompts", "-", *TINY, "--format", "jsonl", stdin=stdin)
     assert [Run.from_json(line).prompt for line in found.stdout.splitlines()] == ["a", "b"]
@@ -454,7 +454,7 @@ def test_prompts_from_a_pipe_and_lines_into_one(cli) -> None:
     assert both.exit_code == 2 and "not both" in both.stderr
 
 
-def test_stdout_holds_the_format_alone(cli) -> None:
+def test_stdout_contains_only_the_requested_format(cli) -> None:
     asked = ["compare", "hi", *TINY, "-s", "target", "-s", "speculative:k=2", "--no-measure"]
     rows = list(csv.DictReader(io.StringIO(cli(*asked, "--format", "csv").stdout)))
     assert [(row["name"], row["k"], row["pair"]) for row in rows] == [
@@ -468,7 +468,7 @@ def test_stdout_holds_the_format_alone(cli) -> None:
     assert json.loads(cli(*asked, "-o", "-", "--json").stdout)["schema"].startswith("cascli.compare/1")
 
 
-def test_a_record_says_when_and_how_it_was_made(cli, tmp_path: Path) -> None:
+def test_a_record_states_when_and_how_it_was_made(cli, tmp_path: Path) -> None:
     before = datetime.now(UTC) - timedelta(seconds=2)
     file = tmp_path / "it's.json"
     asked = ["generate", "who's there", *TINY, "-o", str(file)]
@@ -499,7 +499,7 @@ def test_a_run_can_be_repeated_from_its_record(cli, text_pair: Pair) -> None:
     assert again.command is None and again.date is not None
 
 
-def test_a_page_tells_the_command_that_made_the_results(cli, tmp_path: Path) -> None:
+def test_a_page_shows_the_command_that_made_the_results(cli, tmp_path: Path) -> None:
     saved, page = tmp_path / "saved.json", tmp_path / "page.html"
     for asked in (["generate", "hi", *TINY], ["compare", "hi", *TINY, "-s", "target", "--no-measure"]):
         assert cli(*asked, "-o", str(saved)).exit_code == 0
@@ -547,7 +547,7 @@ def test_a_sweeps_tables(cli, tmp_path: Path) -> None:
     assert tables[0] == tables[1] and "speculative-cascade:rule=opt,alpha=" in tables[0]
 
 
-def test_an_answer_that_the_context_cut_is_told(text_pair: Pair) -> None:
+def test_an_answer_cut_by_the_context_is_reported(text_pair: Pair) -> None:
     room = text_pair.context
     assert room is not None
     cut = generate(text_pair, prompt_ids=[5] * (room - 4), strategy="target", max_new_tokens=9)
@@ -559,13 +559,13 @@ def test_an_answer_that_the_context_cut_is_told(text_pair: Pair) -> None:
 
 @pytest.mark.parametrize("command", ["generate", "compare"])
 @pytest.mark.parametrize("more", [[], ["--json"]])
-def test_a_context_that_is_full_is_told_beside_the_answer(cli, command: str, more: list[str]) -> None:
+def test_a_full_context_is_reported_along_with_the_answer(cli, command: str, more: list[str]) -> None:
     asked = [command, "x" * 1021, "--raw", "-c", "tiny-random", "--max-new-tokens", "9", "-s", "target"]
     found = cli(*asked, *more, *(["--no-measure"] if command == "compare" else []))
     assert "cut this answer at 3 of 9 tokens" in " ".join(found.stderr.split()), found.stderr
 
 
-def test_totals_are_of_all_answers(text_pair: Pair) -> None:
+def test_totals_cover_all_answers(text_pair: Pair) -> None:
     runs = [run for run in synthetic(text_pair, 0.5, 2, 8, 0.0, 2.0) if run.strategy != "target"] * 2
     said = totals(runs)
     m = runs[0].metrics
@@ -577,7 +577,7 @@ def test_totals_are_of_all_answers(text_pair: Pair) -> None:
     assert f"{m.num_accepted_draft_tokens / m.num_tested_draft_tokens:.2f} of the tested drafts accepted" in said
 
 
-def test_precisions_are_of_their_model_and_regret_is_an_answers() -> None:
+def test_precisions_are_per_model_and_regret_is_per_answer() -> None:
     from cascli.analysis.tidy import Circumstances, distance_columns
     from cascli.trace import Distances
 
@@ -599,7 +599,7 @@ def test_an_answers_row_by_hand(text_pair: Pair) -> None:
     assert (row["draft"], row["k"], other["draft"], other["k"]) == ("model", 3, None, None)
 
 
-def test_bounds_and_ratios_are_in_columns_of_their_own() -> None:
+def test_bounds_and_ratios_have_their_own_columns() -> None:
     told = tidy._call(Timing(median=2.0, low=1.0, high=4.0), 0.5)
     assert [told[f"seconds_per_call{end}"] for end in ("", "_low", "_high", "_kind")] == [2.0, 1.0, 4.0, "quartiles"]
     assert told["relative_to_step"] == 4.0
@@ -612,7 +612,7 @@ def test_bounds_and_ratios_are_in_columns_of_their_own() -> None:
     assert [found[name] for name in names] == [1.1, 1.2, 1.3, 1.4]
 
 
-def test_a_table_without_comparison_has_what_is_known_of_any_strategy(text_pair: Pair) -> None:
+def test_a_table_outside_a_comparison_has_the_columns_of_any_strategy(text_pair: Pair) -> None:
     runs = [generate(text_pair, "hello", strategy=spec, max_new_tokens=4) for spec in ("target", "speculative:k=2")]
     heading, _, alone, drafted = export.of_runs(runs, several=True)["md"]().strip().splitlines()[-4:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (heading, alone, drafted)]

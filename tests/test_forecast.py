@@ -45,7 +45,7 @@ def test_without_a_draft_model() -> None:
     assert seconds_per_token(parse("target"), steps) == pytest.approx((1.0, 1.0))
 
 
-def test_an_exits_tokens_take_the_exits_time() -> None:
+def test_tokens_of_an_early_exit_take_the_time_of_that_exit() -> None:
     steps = STEPS.model_copy(update={"exits": {1: timing(0.4)}})
     assert seconds_per_token(parse("speculative:draft=early-exit,layers=1,k=2"), steps).high == pytest.approx(
         2 * 0.4 + 1.2

@@ -36,7 +36,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_norm_is_taken_over_and_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_norm_is_replaced_and_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascli.models.load.fit", lambda *_: None)
     exact, half = stock(name, "float32"), stock(name, "bfloat16")
     before, names = (logits(exact), logits(half)), set(half.state_dict())

@@ -20,7 +20,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_layer_is_taken_over_and_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_layer_uses_the_fused_rotation_and_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, other = (load_pair(pair(**ARCHITECTURES[name])).target.model for _ in range(2))
     before = logits(mine)
     used = []
@@ -36,7 +36,7 @@ def test_every_layer_is_taken_over_and_computes_the_same(name: str, monkeypatch:
     assert torch.equal(logits(other), before) and len(used) == LAYERS.get(name, 2)  # the other model is unchanged
 
 
-def test_the_stock_function_does_what_the_kernel_does_not() -> None:
+def test_the_stock_function_handles_what_the_kernel_does_not() -> None:
     def stock(*given: Any, **named: Any) -> Any:
         return len(given), named
 
@@ -59,7 +59,7 @@ def test_another_kind_of_rotation_is_left_alone() -> None:
     assert use_fused_rotation(nn.Sequential(OddAttention())) == 0
 
 
-def test_a_layer_that_somebody_has_wrapped_is_left_alone() -> None:
+def test_a_wrapped_layer_is_left_alone() -> None:
     model = load_pair(pair()).target.model
     for layer in model.model.layers:
         layer.self_attn.forward = layer.self_attn.forward

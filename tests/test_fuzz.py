@@ -75,7 +75,7 @@ print(run.verdict(code, said))
     assert ended.stdout.strip() == str(wrong)
 
 
-def test_changes_change_and_can_be_repeated() -> None:
+def test_mutations_change_the_input_and_are_reproducible() -> None:
     data, tree = bytes(range(256)), {"a": [1, {"b": "c"}], "d": None}
     assert [mutate.of_bytes(data, Random(i)) for i in range(50)] == [
         mutate.of_bytes(data, Random(i)) for i in range(50)

@@ -66,7 +66,7 @@ def test_recorded_steps_equal_eager_ones_for_every_block_and_after_rewinds(two: 
     assert taped.graphs == made
 
 
-def test_early_exits_go_by_the_models_own_layers_beside_recorded_steps(two: tuple[Pair, Pair]) -> None:
+def test_early_exits_write_the_targets_text_alongside_recorded_steps(two: tuple[Pair, Pair]) -> None:
     """Early exits write the target's text across two buckets, and with recorded target steps before and after."""
     ask: dict[str, Any] = {"prompt_ids": [5] * 240, "temperature": 0.0, "max_new_tokens": 20}
     exits = "speculative:draft=early-exit,layers=1,k=3"
@@ -77,7 +77,7 @@ def test_early_exits_go_by_the_models_own_layers_beside_recorded_steps(two: tupl
         generate(two[1], strategy="speculative:draft=early-exit,layers=9", **ask)
 
 
-def test_recorded_writing_equals_steps_for_every_call_and_after_rewinds(two: tuple[Pair, Pair]) -> None:
+def test_recorded_drafting_equals_single_steps_for_every_call_and_after_rewinds(two: tuple[Pair, Pair]) -> None:
     """Covers prepared drafts (one recording), others (token by token), rewinds to the prompt, and two buckets."""
     plain, taped = (each.draft.runner for each in two)
     law, rng, generator = Sampler(Sampling(), reads_base=True), random.Random(0), torch.Generator().manual_seed(0)
@@ -120,7 +120,7 @@ def test_strategies_write_the_same_with_recorded_steps(two: tuple[Pair, Pair]) -
     "sampling", [{"temperature": 0.0}, {}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}], ids=str
 )
 @pytest.mark.usefixtures("asked_at_once")
-def test_a_recorded_round_is_the_round(rule: str, sampling: dict) -> None:
+def test_a_recorded_round_equals_the_eager_round(rule: str, sampling: dict) -> None:
     plain, taped = (load_pair(pair(), dtype="float32") for _ in range(2))
     taped.graphs = GraphCache(TapeCapture())
     for seed in range(3):  # the second and third repeat what the first recorded
@@ -157,7 +157,7 @@ def test_five_tokens_of_recorded_rounds_follow_their_law() -> None:
     assert alarms(loaded, strategy, rule, sampling, 400, length=5) == []
 
 
-def test_a_recordings_result_stands_until_another_one_is_repeated() -> None:
+def test_a_recordings_result_is_valid_until_another_recording_runs() -> None:
     """Running another recording overwrites the result of the first, as in the memory that CUDA graphs share."""
     capture, x = TapeCapture(), torch.tensor([1.0])
     one, two = (capture(partial(torch.mul, x, factor)) for factor in (1, 2))
@@ -184,7 +184,7 @@ def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:
     assert recorded.run(4, times(4), one).tolist() == [4] and capture.recordings == 3  # not prepared, so not recorded
 
 
-def test_recordings_serve_none_but_what_they_were_made_for() -> None:
+def test_a_recording_is_used_only_for_what_it_was_made_for() -> None:
     """A recording is never used for another strategy, rule parameter or sampling: one pair runs each twice, in turn."""
     config = pair(12, **MIDDLE)
     plain, taped = load_pair(config, dtype="float32"), recorded(load_pair(config, dtype="float32"))
@@ -208,7 +208,7 @@ def test_recordings_serve_none_but_what_they_were_made_for() -> None:
         assert len(set(map(tuple, wanted))) > len(wanted) - 3
 
 
-def test_only_so_many_recordings_are_kept() -> None:
+def test_the_number_of_recordings_kept_is_limited() -> None:
     capture = TapeCapture()
     recorded = GraphCache(capture, most=2)
     new = [recorded.capture(key, lambda x: x, torch.tensor([1.0])) for key in "abacb"]
@@ -251,7 +251,7 @@ def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) 
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_recording_made_on_the_way_leaves_the_text_alone(taped: Pair) -> None:
+def test_recording_in_the_middle_of_a_text_does_not_change_the_text(taped: Pair) -> None:
     """Trial runs of a recording write to the cache: they must write after the text read so far, where there is room."""
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
     runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
@@ -265,7 +265,7 @@ def test_a_recording_made_on_the_way_leaves_the_text_alone(taped: Pair) -> None:
     assert runner.length == 0
 
 
-def test_a_recording_is_tried_out_where_there_is_room(taped: Pair) -> None:
+def test_a_recordings_trial_run_finds_room_even_in_full_buffers(taped: Pair) -> None:
     """A recording finds room for its trial run even if the previous text ended at the end of the buffers."""
     runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
     runner.prepare(250, 6, Calls())
@@ -287,7 +287,7 @@ def test_buffers_that_were_full_keep_their_last_state(taped: Pair) -> None:
 
 
 @pytest.mark.usefixtures("by_buckets")
-def test_a_recorded_draft_looks_as_far_as_it_writes(taped: Pair) -> None:
+def test_a_recorded_draft_uses_a_bucket_that_covers_all_it_writes(taped: Pair) -> None:
     """A draft that crosses the end of a bucket needs the next bucket from its first token."""
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
     runner, law = taped.target.runner, Sampler(Sampling(), reads_base=False)
@@ -301,7 +301,7 @@ def test_a_recorded_draft_looks_as_far_as_it_writes(taped: Pair) -> None:
         plain.truncate(start + 1), runner.truncate(start + 1)
 
 
-def test_drafts_of_many_settings_are_not_all_kept(taped: Pair) -> None:
+def test_recordings_for_many_sampling_settings_are_not_all_kept(taped: Pair) -> None:
     for i in range(MOST_SAMPLERS + 3):
         law = Sampler(Sampling(1 + i / 8), reads_base=False)
         taped.draft.runner.prepare(10, 30, Calls(writes=[Write(1, 2)]), law)
@@ -314,7 +314,7 @@ def test_recordings_that_are_dropped_take_nothing_with_them(taped: Pair) -> None
     assert answers_of_many_kinds(taped) == answers_of_many_kinds(load_pair(taped.config, dtype="float32"))
 
 
-def test_nothing_is_recorded_while_the_clock_runs(taped: Pair) -> None:
+def test_nothing_is_recorded_while_the_clock_is_running(taped: Pair) -> None:
     """Whatever was decoded before: other rules, block lengths and settings, and texts that outgrew the buffers."""
     taped.graphs = GraphCache(TapeCapture(), most=7)
     captures = [taped.graphs._capture, *(model.runner._capture for model in (taped.draft, taped.target))]
@@ -354,7 +354,7 @@ def test_prepare_records_every_bucket_on_the_way(by_buckets: None, taped: Pair) 
     assert taped.target.runner.capture_seconds > 0
 
 
-def test_pretending_gives_the_length(taped: Pair) -> None:
+def test_fill_cache_sets_the_length(taped: Pair) -> None:
     runner = taped.target.runner
     runner.fill_cache(300)
     assert runner.length == 300 and runner.forward(torch.tensor([1, 2]), 2).shape == (2, taped.vocab)
@@ -368,13 +368,13 @@ def test_a_long_prompt_is_read_without_a_recording(taped: Pair) -> None:
     assert runner.graphs == 0 and runner.length == LONGEST + 14
 
 
-def test_a_read_while_recording_fails_here_as_on_a_gpu() -> None:
+def test_a_host_read_during_recording_fails_as_on_a_gpu() -> None:
     number = torch.tensor(3.0)
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         TapeCapture()(lambda: number * float((number + 1).item()))
 
 
-def test_why_a_model_is_not_recorded() -> None:
+def test_reasons_for_not_recording_a_model() -> None:
     loaded = load_pair(pair(), dtype="float32")
     model, cpu = loaded.target.model, torch.device("cpu")
     assert why_eager(model) is None

@@ -53,7 +53,9 @@ def examples(text: str) -> list[str]:
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
-def test_pages_fit_and_examples_are_whole(path: tuple[str, ...], width: int, clean_env: pytest.MonkeyPatch) -> None:
+def test_pages_fit_the_width_and_examples_are_not_cut(
+    path: tuple[str, ...], width: int, clean_env: pytest.MonkeyPatch
+) -> None:
     text = page(*path, width=width, monkeypatch=clean_env)
     shown = examples(text)
     lines = text.splitlines()
@@ -64,7 +66,7 @@ def test_pages_fit_and_examples_are_whole(path: tuple[str, ...], width: int, cle
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
-def test_every_example_is_understood(path: tuple[str, ...], clean_env: pytest.MonkeyPatch) -> None:
+def test_every_example_can_be_parsed(path: tuple[str, ...], clean_env: pytest.MonkeyPatch) -> None:
     """Its command and options exist, their values have the right types, and its strategies can be parsed."""
     for line in examples(page(*path, monkeypatch=clean_env)):
         words = shlex.split(line)
@@ -81,7 +83,7 @@ def test_every_example_is_understood(path: tuple[str, ...], clean_env: pytest.Mo
             parse(given, 4)
 
 
-def test_switches_are_shown_by_what_changes_something(clean_env: pytest.MonkeyPatch) -> None:
+def test_switches_are_shown_in_the_form_that_changes_the_default(clean_env: pytest.MonkeyPatch) -> None:
     text = page("compare", monkeypatch=clean_env)
     shown = set(re.findall(r"--no-[a-z-]+", text))
     assert shown == {"--no-cuda-graphs", "--no-measure"}
@@ -97,7 +99,9 @@ def test_switches_are_shown_by_what_changes_something(clean_env: pytest.MonkeyPa
     ("command", "arguments"),
     [("generate", ["hi"]), ("compare", ["hi"]), ("bench", []), ("verify", []), ("show", ["x.json"])],
 )
-def test_o_says_what_it_takes(command: str, arguments: list[str], clean_env: pytest.MonkeyPatch) -> None:
+def test_the_help_for_output_lists_the_accepted_suffixes(
+    command: str, arguments: list[str], clean_env: pytest.MonkeyPatch
+) -> None:
     extra = [] if command == "show" else ["-c", "tiny-random"]
     refused = invoke(command, *arguments, *extra, "-o", "result.odd").stderr
     taken = set(re.findall(r"\.[a-z]+", refused.partition("Known:")[2]))
@@ -105,7 +109,7 @@ def test_o_says_what_it_takes(command: str, arguments: list[str], clean_env: pyt
     assert taken and set(re.findall(r"(?<![a-z])\.[a-z]+", said.partition(" -q")[0])) == taken, (said, refused)
 
 
-def test_the_front_page_says_what_holds_everywhere(clean_env: pytest.MonkeyPatch) -> None:
+def test_the_front_page_lists_defaults_exit_codes_and_commands(clean_env: pytest.MonkeyPatch) -> None:
     text = page(monkeypatch=clean_env)
     flat = " ".join(text.split())
     assert parse(DEFAULT_STRATEGY, Resolved.num_speculative_tokens).spec in flat and DEFAULT_PAIR in flat
@@ -117,7 +121,7 @@ def test_the_front_page_says_what_holds_everywhere(clean_env: pytest.MonkeyPatch
     assert f"(default {DEFAULT_PAIR})" in " ".join(page("generate", monkeypatch=clean_env).split())
 
 
-def test_every_variable_that_is_read_is_known() -> None:
+def test_every_environment_variable_read_is_known() -> None:
     """Every variable is in `known()`, and those that are not options are listed on the front page."""
     named = {
         name
@@ -129,7 +133,7 @@ def test_every_variable_that_is_read_is_known() -> None:
     assert all(name in text for name in ("CASCLI_HOME", "CASCLI_CONFIG", "CASCLI_THEME", "CASCLI_DEBUG", "NO_COLOR"))
 
 
-def test_other_ways_to_ask(clean_env: pytest.MonkeyPatch) -> None:
+def test_other_ways_to_ask_for_help(clean_env: pytest.MonkeyPatch) -> None:
     front = page(monkeypatch=clean_env)
     for words in ((), ("help",), ("-h",)):
         found = invoke(*words)
@@ -149,7 +153,7 @@ def run(words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("words", ["--help", "compare --help", "help", "version", ""])
-def test_a_reader_that_leaves_and_a_full_disk_end_it_quietly(words: str) -> None:
+def test_a_closed_reader_and_a_full_disk_end_help_quietly(words: str) -> None:
     gone = run(f"{words} | true")
     assert (gone.returncode, gone.stderr) == (0, "")
     full = run(f"{words} > /dev/full")
@@ -157,7 +161,7 @@ def test_a_reader_that_leaves_and_a_full_disk_end_it_quietly(words: str) -> None
 
 
 @pytest.mark.parametrize("words", ["--help", "compare --help", "sweep --help", "pairs --help", "--version"])
-def test_help_waits_for_nothing_heavy(words: str) -> None:
+def test_help_imports_nothing_heavy(words: str) -> None:
     """Imports take most of the time of a help page; printing one needs none of these."""
     code = (
         "import sys; sys.argv = ['cascli', *%r]\nfrom cascli.__main__ import main\n"
@@ -168,7 +172,7 @@ def test_help_waits_for_nothing_heavy(words: str) -> None:
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
-def test_interrupted_while_it_loads_it_says_so(tmp_path: Path) -> None:
+def test_an_interruption_while_loading_prints_one_line(tmp_path: Path) -> None:
     code = (
         "import sys, importlib.abc\n"
         "class Ctrl(importlib.abc.MetaPathFinder):\n"

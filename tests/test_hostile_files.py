@@ -54,14 +54,14 @@ def test_yaml(tmp_path: Path, load: Callable[[Path], object], text: str, match: 
     at_once(lambda: load(file), ConfigError, match)
 
 
-def test_an_alias_of_a_large_value_is_printed_short(tmp_path: Path) -> None:
+def test_an_alias_of_a_large_value_is_abbreviated(tmp_path: Path) -> None:
     """A value within the bound on values, but far too long for a message, is abbreviated."""
     file = tmp_path / "x.yaml"
     file.write_text(BOMB.partition("e:")[0] + "draft: {source: {path: *d}}\ntarget: {source: {path: x}}\n")
     at_once(lambda: load_config(file), ConfigError, r"draft\.source\.path: .*\.\.\.")
 
 
-def test_what_is_printed_is_short() -> None:
+def test_printed_values_are_short() -> None:
     value: object = [1]
     for _ in range(40):
         value = [value] * 9
@@ -104,7 +104,7 @@ def test_prompts(tmp_path: Path, line: str, match: str) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no such files")
-def test_pipes_devices_and_folders_are_no_files(tmp_path: Path) -> None:
+def test_pipes_devices_and_folders_are_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)
     at_once(lambda: read_prompts(pipe), UsageError, "not a regular file")
@@ -115,7 +115,7 @@ def test_pipes_devices_and_folders_are_no_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no such files")
-def test_a_shells_pipe_is_a_file() -> None:
+def test_a_process_substitution_of_the_shell_is_accepted() -> None:
     """`--prompts <(head -3 prompts.jsonl)` works."""
     read, write = os.pipe()
     os.write(write, b'{"prompt": "x"}\n')
@@ -133,7 +133,7 @@ def test_size_is_bounded(tmp_path: Path) -> None:
         at_once(lambda: bounded(zeros, "stdin", 1 << 20), UsageError, "stdin: larger than 1 MB")
 
 
-def test_json_says_where() -> None:
+def test_json_errors_state_the_place() -> None:
     at_once(lambda: json_of('{"a": 1,\n}', "x.json"), UsageError, r"x\.json:2: not JSON")
     at_once(lambda: json_of(b"\xff\xff", "x.json"), UsageError, r"x\.json: not JSON")
 
@@ -161,7 +161,7 @@ def test_show(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"files": ["a"]}', "[]", "[" * 100_000, '{"files": {"a": "b"}}', '{"files": 5}'])
-def test_a_damaged_manifest_is_made_again(tmp_path: Path, text: str) -> None:
+def test_a_damaged_manifest_does_not_count_as_whole(tmp_path: Path, text: str) -> None:
     found = json.loads(text) if text.startswith("{") else None
     whole = {"schema": "cascli.weights/1", "converter": 1, **found} if found else None
     (tmp_path / NAME).write_text(json.dumps(whole) if whole else text)

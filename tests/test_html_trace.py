@@ -49,7 +49,7 @@ def comparison(text_pair: Pair) -> Comparison:
     return found(text_pair, [HOSTILE, "one two one two"])
 
 
-def test_a_page_is_one_file_that_asks_for_nothing() -> None:
+def test_a_page_is_one_file_that_makes_no_requests() -> None:
     assert TEMPLATE.count(html_trace.DATA) == 1
     assert not re.search(
         r"https?://|//[a-z]|url\(|@import|srcset|<iframe|<object|fetch\(|XMLHttpRequest|innerHTML", TEMPLATE
@@ -58,7 +58,7 @@ def test_a_page_is_one_file_that_asks_for_nothing() -> None:
     assert "default-src 'none'" in TEMPLATE
 
 
-def test_texts_cannot_leave_their_block(comparison: Comparison) -> None:
+def test_hostile_texts_cannot_escape_their_block(comparison: Comparison) -> None:
     page = of_comparison(comparison, f"cascli compare {HOSTILE}")
     assert page.isascii() or set(page) - set(map(chr, range(128))) <= set(TEMPLATE)
     assert page.lower().count("<script") == page.lower().count("</script") == TEMPLATE.lower().count("<script")
@@ -68,12 +68,12 @@ def test_texts_cannot_leave_their_block(comparison: Comparison) -> None:
     assert "␛[31m" in shown
 
 
-def test_half_a_character_of_a_prompt_is_no_trouble(text_pair: Pair) -> None:
+def test_a_lone_surrogate_in_a_prompt_is_accepted(text_pair: Pair) -> None:
     run = generate(text_pair, "hi", strategy="target", max_new_tokens=2).model_copy(update={"prompt": "a\udc80b"})
     of_runs([run], "cascli").encode()
 
 
-def test_every_token_of_every_answer_is_there_in_its_order(comparison: Comparison) -> None:
+def test_every_token_of_every_answer_is_shown_in_order(comparison: Comparison) -> None:
     page = data_of(of_comparison(comparison, "cascli"))
     assert [len(prompt["runs"]) for prompt in page["prompts"]] == [len(STRATEGIES)] * 2
     shown = [run for prompt in page["prompts"] for run in prompt["runs"]]
@@ -109,14 +109,14 @@ def test_table_and_facts(comparison: Comparison) -> None:
     assert [rule["name"] for rule in page["rules"]] == sorted(rules_in_alpha())
 
 
-def test_a_page_without_detail_says_so(text_pair: Pair) -> None:
+def test_a_page_without_detail_is_marked_as_such(text_pair: Pair) -> None:
     page = data_of(of_comparison(found(text_pair, ["hi"], top=0), "cascli"))
     assert page["detail"] is False
     tokens = [t for run in page["prompts"][0]["runs"] for step in run["rounds"] for t in step["tokens"]]
     assert not any("seen" in token or "alphas" in token for token in tokens)
 
 
-def test_lines_and_signs_of_a_text() -> None:
+def test_line_breaks_and_control_characters_are_shown() -> None:
     assert block("a\n\n  b\t\x1b") == "a⏎\n⏎\n  b⇥␛"
     assert block("") == "∅"
     assert block("\n") == "⏎\n"
@@ -148,7 +148,7 @@ def kept(kind: type, alpha: float, d: Dists, token: int) -> bool:
 
 
 @pytest.mark.parametrize("name", ["chow", "diff", "opt", "token-v1", "token-v2", "token-v3"])
-def test_closed_forms_are_the_rules(name: str) -> None:
+def test_closed_forms_match_the_rules(name: str) -> None:
     line = rules_in_alpha()[name]
     generator = torch.Generator().manual_seed(0)
     outcomes = []
@@ -165,7 +165,7 @@ def test_closed_forms_are_the_rules(name: str) -> None:
     assert 200 < sum(outcomes) < len(outcomes) - 200
 
 
-def test_a_draft_that_both_models_write_alike_is_kept_at_every_alpha_or_at_none() -> None:
+def test_a_draft_is_kept_at_every_alpha_or_at_none_if_the_models_agree() -> None:
     """TV(p, q) is 0, as often when greedy: opt then compares only the models' confidence, whatever its alpha."""
     opt = rules_in_alpha()["opt"]
     assert opt.keeps(Detail(max_q1=0.7, max_p1=0.6, disagreement=0.0)) == (float("-inf"), float("inf"))
@@ -174,7 +174,7 @@ def test_a_draft_that_both_models_write_alike_is_kept_at_every_alpha_or_at_none(
     assert opt.keeps(Detail(max_q1=0.5, max_p1=0.6)) is None
 
 
-def test_what_one_model_alone_can_say() -> None:
+def test_decisions_that_need_only_one_model() -> None:
     draft_alone, target_alone = Detail(q1=0.2, max_q1=0.6), Detail(p1=0.2, max_p1=0.6)
     known = {name: (line.keeps(draft_alone), line.keeps(target_alone)) for name, line in rules_in_alpha().items()}
     assert known.pop("chow") == ((0.4, float("inf")), None)
@@ -197,7 +197,7 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_all_text_can_be_read_on_every_ground() -> None:
+def test_all_text_has_enough_contrast_on_every_background() -> None:
     themes = re.findall(r":root \{(.*?)\}", TEMPLATE, re.S)
     assert len(themes) == 2
     for theme in themes:
@@ -243,7 +243,7 @@ def test_commands_write_pages(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> 
         (["compare", "hi", "-o", "x.htm"], "did you mean '.html'?"),
     ],
 )
-def test_what_cannot_be_written_is_refused_at_once(
+def test_impossible_outputs_are_refused_before_loading(
     arguments: list[str], says: str, clean_env: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cascli.cli.common.Plan.load", lambda plan: pytest.fail("loaded"))
@@ -277,7 +277,7 @@ def test_a_round_that_ends_inside_its_block(text_pair: Pair) -> None:
     ] == ["bonus"]
 
 
-def test_several_runs_of_one_strategy_are_several_prompts(text_pair: Pair) -> None:
+def test_several_runs_of_one_strategy_are_shown_as_several_prompts(text_pair: Pair) -> None:
     runs = [generate(text_pair, text, strategy="speculative:k=2", max_new_tokens=5) for text in ("one", "two")]
     page = data_of(of_runs(runs, "cascli generate --prompts two.jsonl"))
     assert [prompt["prompt"] for prompt in page["prompts"]] == ["one", "two"]

@@ -113,7 +113,7 @@ def test_a_hostile_prompt_stays_text(view: Browser) -> None:
     assert "</script>" in view.js("document.querySelector('footer dd').textContent")
 
 
-def test_the_way_of_the_keyboard(view: Browser) -> None:
+def test_keyboard_navigation(view: Browser) -> None:
     stops = view.js("document.querySelectorAll('.flow .token[tabindex=\"0\"]').length")
     assert stops == len(STRATEGIES)
     view.js("document.querySelector('.flow .token[tabindex=\"0\"]').focus()")
@@ -201,7 +201,7 @@ def test_the_race(view: Browser) -> None:
     assert view.js("document.querySelectorAll('.answer.winner').length") == 1
 
 
-def test_less_motion_on_request(view: Browser, page: Path) -> None:
+def test_reduced_motion_is_respected(view: Browser, page: Path) -> None:
     view.prefers(reduced_motion="reduce")
     view.open(page)
     give(view, "time", 0, "input")
@@ -211,7 +211,7 @@ def test_less_motion_on_request(view: Browser, page: Path) -> None:
     assert view.js("document.getElementById('still').hidden") is False
 
 
-def test_names_for_those_who_do_not_see_it(view: Browser) -> None:
+def test_controls_and_tokens_have_accessible_names(view: Browser) -> None:
     nameless = view.js(
         "[...document.querySelectorAll('button, select, input, [role=button], [role=group], section, aside, article')]"
         ".filter((each) => !(each.getAttribute('aria-label') || each.getAttribute('aria-labelledby')"

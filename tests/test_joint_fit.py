@@ -39,7 +39,7 @@ def chance(counts: tuple[int, ...], masses: list[float]) -> float:
 
 
 @pytest.mark.parametrize("masses", [[1.0], [0.5, 0.5], [0.9, 0.07, 0.03], [0.001, 0.009, 0.29, 0.7]])
-def test_moments_are_those_of_all_counts(masses: list[float]) -> None:
+def test_moments_equal_those_over_all_counts(masses: list[float]) -> None:
     runs = 12
     expected = [runs * mass for mass in masses]
     found = fit.log_moments(tuple(expected), runs)
@@ -52,7 +52,7 @@ def test_moments_are_those_of_all_counts(masses: list[float]) -> None:
 
 
 @pytest.mark.parametrize("masses", [[0.5, 0.5], [0.9, 0.07, 0.03], [0.001, 0.009, 0.29, 0.7]])
-def test_the_tail_is_bounded_to_its_end(masses: list[float]) -> None:
+def test_the_tail_bound_holds_to_the_very_end(masses: list[float]) -> None:
     """By enumeration: the bound holds even at probabilities of 1e-7 and less, and is below 1/e at likelier counts."""
     runs = 24
     expected = [runs * mass for mass in masses]
@@ -73,7 +73,7 @@ def _some(runs: int) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("runs", [QUICK, FULL])
 @pytest.mark.parametrize("concentration", [0.1, 1.0, 100.0])
-def test_right_counts_surprise_no_more_often_than_they_say(runs: int, concentration: float) -> None:
+def test_correct_counts_exceed_a_surprise_no_more_often_than_stated(runs: int, concentration: float) -> None:
     """The bound holds over 2,000 audits even where most texts are rare and asymptotics fail."""
     rng = np.random.default_rng(3)
     masses = rng.dirichlet(np.full(WIDTH * WIDTH, concentration))
@@ -87,7 +87,7 @@ def test_right_counts_surprise_no_more_often_than_they_say(runs: int, concentrat
     assert max(found) < fit.ALARM - 2 and max(found) > 1
 
 
-def test_cells_hold_every_run() -> None:
+def test_pooled_cells_contain_every_run() -> None:
     law = {(0,): 0.9, (1,): 0.06, (2,): 0.03, (3,): 0.01, (4,): 0.0}
     counts = Counter({(0,): 90, (1,): 7, (3,): 3})
     assert fit.pooled(counts, law, 100) == ([10, 90], [pytest.approx(10), pytest.approx(90)])
@@ -96,11 +96,11 @@ def test_cells_hold_every_run() -> None:
     assert seen == [3, 0, 7, 90] and sum(expected) == pytest.approx(10_000)
 
 
-def test_an_impossible_text_surprises_without_end() -> None:
+def test_an_impossible_text_has_infinite_surprise() -> None:
     assert fit.surprise(Counter({(1,): 1}), {(0,): 1.0, (1,): 0.0}, 1)[0] == math.inf
 
 
-def test_of_few_runs_nothing_is_surprising() -> None:
+def test_few_runs_are_never_surprising() -> None:
     assert fit.surprise(Counter({(0, 1): 5}), {(0, 1): 0.5, (1, 0): 0.5}, 5) == (0.0, [1, 1])
 
 
@@ -175,7 +175,7 @@ MISSED: dict[str, tuple[tuple[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("fault", MISSED)
-def test_a_quick_audit_sees_what_is_spread_over_texts(fault: str) -> None:
+def test_a_quick_audit_detects_faults_spread_over_many_texts(fault: str) -> None:
     """The check detects each fault in at least 38 of forty audits; single texts reveal it in at most 2."""
     alone, together = caught(*MISSED[fault], QUICK)
     assert together >= 38 and alone <= 2, (alone, together)
@@ -191,7 +191,7 @@ SMALL: dict[str, tuple[tuple[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("fault", SMALL)
-def test_smaller_faults_take_a_full_audit(fault: str) -> None:
+def test_smaller_faults_need_a_full_audit(fault: str) -> None:
     """Too small for a quick audit at an alarm of 1e-7; in a full one, single texts miss them at least half the time."""
     assert max(caught(*SMALL[fault], QUICK)) <= 4
     alone, together = caught(*SMALL[fault], FULL)

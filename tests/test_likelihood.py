@@ -13,7 +13,9 @@ from tests.tape import TapeCapture
 
 
 @pytest.mark.parametrize("length", [1, 5, 9])
-def test_it_is_that_of_one_forward(text_pair: Pair, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+def test_the_likelihood_equals_that_of_one_forward_pass(
+    text_pair: Pair, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
     monkeypatch.setattr(likelihood, "CHUNK", 4)
     prompt, answer = [3, 1, 2], [(5 * i + 1) % text_pair.vocab for i in range(length)]
     text = torch.tensor([prompt + answer])
@@ -23,7 +25,7 @@ def test_it_is_that_of_one_forward(text_pair: Pair, monkeypatch: pytest.MonkeyPa
     assert log_likelihood(text_pair.target, prompt, answer) == pytest.approx(float(wanted), abs=1e-4)
 
 
-def test_recorded_steps_give_the_same_and_record_no_tails(text_pair: Pair) -> None:
+def test_a_recording_runner_gives_the_same_and_records_nothing(text_pair: Pair) -> None:
     from cascli.models.choose_runner import choose_runner
 
     target = text_pair.target

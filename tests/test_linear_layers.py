@@ -89,7 +89,7 @@ def test_some_kernel_is_exact_on_any_x86_processor() -> None:
 
 
 @pytest.mark.parametrize("kernel", EXACT_KERNELS)
-def test_products_are_sums_of_whole_numbers(kernel: type[Int8Weights]) -> None:
+def test_products_are_exact_integer_sums(kernel: type[Int8Weights]) -> None:
     """Random sums, and the largest possible with 8960 inputs, are exact, so the order of summation does not matter."""
     generator = torch.Generator().manual_seed(0)
     levels = torch.randint(-127, 128, (37, 8960), generator=generator).to(torch.int8)
@@ -102,7 +102,7 @@ def test_products_are_sums_of_whole_numbers(kernel: type[Int8Weights]) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "bound"), [(OneDnnWeights, 2e-4), (FbgemmWeights, 8e-4)])
-def test_int8_loses_what_rounding_its_weights_loses(kernel: type[Int8Weights], bound: float) -> None:
+def test_int8_loses_only_what_rounding_its_weights_loses(kernel: type[Int8Weights], bound: float) -> None:
     """Two digits per activation leave only the weights' rounding error, even next to channels fifty times as large."""
     if kernel not in EXACT_KERNELS:
         pytest.skip("saturates on this processor")
@@ -125,7 +125,7 @@ def test_int8_levels_use_the_whole_range() -> None:
     assert torch.allclose(levels[0] * scales[0], weight[0], atol=2 / 127 / 2)
 
 
-def test_int8_layer_tells_its_weights() -> None:
+def test_an_int8_layer_reports_its_weights_and_their_size() -> None:
     torch.manual_seed(0)
     stock = nn.Linear(40, 24)
     layer = Int8Linear.of(stock.weight, stock.bias)
@@ -135,7 +135,7 @@ def test_int8_layer_tells_its_weights() -> None:
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 @pytest.mark.parametrize(("dtype", "large"), [("float32", True), ("float32", False), ("int8", False)])
-def test_every_linear_layer_is_switched(name: str, dtype: str, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_linear_layer_is_replaced(name: str, dtype: str, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = Int8Linear if dtype == "int8" else PackedLinear if large else DenseLinear
     if large:
         monkeypatch.setattr("cascli.models.size.LARGE", 1)
@@ -187,7 +187,7 @@ def keeps() -> None:
 
 
 @pytest.mark.usefixtures("keeps")
-def test_packed_layers_are_kept_and_found_again(stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_layers_are_cached_and_reused(stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = logits(stored)
     (file,) = (tmp_path / "home" / "packed").iterdir()
     assert file.suffix == ".safetensors"
@@ -200,7 +200,7 @@ def test_packed_layers_are_kept_and_found_again(stored: dict, tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("keeps")
-def test_a_spoiled_or_foreign_file_is_not_used(stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_or_foreign_file_is_not_used(stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = logits(stored)
     (file,) = (tmp_path / "home" / "packed").iterdir()
     file.write_bytes(file.read_bytes()[:1000])
@@ -213,7 +213,7 @@ def test_a_spoiled_or_foreign_file_is_not_used(stored: dict, tmp_path: Path, mon
     assert other != file  # the file for the other version was deleted: it would never be used again
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(stored: dict, tmp_path: Path) -> None:
+def test_loading_works_without_a_writable_cache(stored: dict, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the folder should be")
     assert torch.isfinite(logits(stored)).all()
 

@@ -19,9 +19,7 @@ def invoke(*arguments: str, stdin: str | bytes | None = None):
     return CliRunner().invoke(app, list(arguments), input=stdin)
 
 
-def test_dtype_of_a_flag_is_stronger_than_a_models_own_and_that_than_the_default(
-    tmp_path: Path, clean_env: pytest.MonkeyPatch
-) -> None:
+def test_dtype_precedence_is_flag_then_model_then_default(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
     mixed = pair(300) | {"defaults": {"dtype": "bfloat16"}}
     mixed["draft"] = mixed["draft"] | {"dtype": "float32"}
     assert [load_pair(mixed).info.draft.dtype, load_pair(mixed).info.target.dtype] == ["float32", "bfloat16"]
@@ -67,7 +65,7 @@ def test_random_models_of_impossible_shape_are_config_errors(change: dict) -> No
         load_pair({"draft": model(1, 300, **change), "target": model(2, 300)})
 
 
-def test_what_is_wrong_with_a_shape_is_said_whole() -> None:
+def test_the_error_for_a_bad_shape_includes_the_reason() -> None:
     """The library gives the reason in its second line, after a colon."""
     with pytest.raises(
         ConfigError, match=r"random: .*: .*33.* not a multiple of the number of attention heads"
@@ -76,13 +74,13 @@ def test_what_is_wrong_with_a_shape_is_said_whole() -> None:
     assert len(str(told.value).splitlines()) == 1
 
 
-def test_sources_of_the_wrong_kind_say_so() -> None:
+def test_sources_of_the_wrong_type_are_refused() -> None:
     for source in ("random", {}, 3):
         with pytest.raises(ConfigError, match=r"pair: draft\.source: needs exactly one of"):
             load_pair(pair(8) | {"draft": {"source": source}})
 
 
-def test_a_pair_of_the_hub_says_which_commit_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_from_the_hub_records_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Branches move: without the commit, nobody could load the same weights again."""
     commit = "c0ffee" + "0" * 34
     load_pair(pair(300)).target.model.save_pretrained(tmp_path / commit)

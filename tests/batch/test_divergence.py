@@ -13,7 +13,7 @@ def test_the_first_divergence() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_token_that_rounding_cannot_choose_is_not_explained(dtype: str) -> None:
+def test_a_token_beyond_the_rounding_margin_is_not_explained(dtype: str) -> None:
     loaded = load_pair(pair(300), dtype=dtype)
     prompt = [5, 6, 7]
     answer = generate(loaded, prompt_ids=prompt, strategy="target", temperature=0.0, max_new_tokens=12).token_ids

@@ -64,7 +64,7 @@ def in_lanes(loaded: Pair, size: int, work: Sequence[Callable[[Pair], Run]]) -> 
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_answers_are_those_of_each_alone(name: str, dtype: str) -> None:
+def test_answers_equal_those_generated_alone(name: str, dtype: str) -> None:
     if dtype == "bfloat16" and not can_pack(torch.bfloat16):
         pytest.skip("this processor has no bfloat16 units")
     if dtype == "float32" and not float32_by_rows():
@@ -80,7 +80,7 @@ def test_answers_are_those_of_each_alone(name: str, dtype: str) -> None:
         assert [found(run) for run in together] == [found(run) for run in alone], spec
 
 
-def test_texts_that_move_to_longer_buffers_keep_what_they_hold() -> None:
+def test_texts_moved_to_longer_buffers_keep_their_contents() -> None:
     loaded = load_pair(pair(300, max_position_embeddings=700))
     work = [
         partial(generate, prompt_ids=[3, 4] * n, strategy="speculative:k=3", seed=n, max_new_tokens=20)
@@ -102,14 +102,14 @@ def test_lanes_share_passes() -> None:
     assert lanes.passes["draft"] <= 2 * lanes.passes["target"]
 
 
-def test_models_whose_texts_cannot_share_say_why() -> None:
+def test_models_that_cannot_share_passes_report_the_reason() -> None:
     loaded = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
     _, lanes = in_lanes(loaded, 2, jobs("target", 1.0)[:2])
     assert lanes.passes["target"] == 0
     assert "attention" in lanes.alone_because["target"]
 
 
-def test_lanes_share_the_time_of_a_pass_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_pass_is_divided_among_lanes_by_token_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only passes take time: six seconds each."""
     now = [0.0]
     monkeypatch.setattr("cascli.models.batch.lanes.time.perf_counter", lambda: now[0])
@@ -151,7 +151,7 @@ def asked_twice() -> list[Callable[[Pair], Run]]:
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral"])
-def test_a_prompt_that_is_kept_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_prompt_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, work, blocks = load_pair(pair(300, **ARCHITECTURES[name])), asked_twice(), list[int]()
     alone = [job(loaded) for job in work]
     forward = EagerRunner.forward
@@ -165,7 +165,7 @@ def test_a_prompt_that_is_kept_is_read_once(name: str, monkeypatch: pytest.Monke
     assert sorted(blocks) == sorted(2 * [len(ids) - 1 for ids in LONG])  # once by each model
 
 
-def test_without_room_prompts_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_read_again_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, work = load_pair(pair(300)), asked_twice()
     alone = [found(job(loaded)) for job in work]
     monkeypatch.setattr("cascli.models.batch.lanes.available", lambda device: 8 * 40_000)
@@ -176,7 +176,7 @@ def test_without_room_prompts_are_read_again(monkeypatch: pytest.MonkeyPatch) ->
     assert not Lanes(loaded, 3).prompts
 
 
-def test_the_reading_of_a_kept_prompt_counts_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_prompt_still_reports_the_time_to_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only reading prompts takes time, seven seconds per model; repeated prompts report it but do not wait again."""
     now = [0.0]
     monkeypatch.setattr("cascli.models.batch.lanes.time.perf_counter", lambda: now[0])
@@ -209,7 +209,7 @@ def asked_after_examples() -> list[Callable[[Pair], Run]]:
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral"])
-def test_what_prompts_begin_with_alike_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_common_prompt_prefix_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 20)
     loaded, work, blocks = load_pair(pair(300, **ARCHITECTURES[name])), asked_after_examples(), list[int]()
     alone = [found(job(loaded)) for job in work]
@@ -225,7 +225,7 @@ def test_what_prompts_begin_with_alike_is_read_once(name: str, monkeypatch: pyte
     assert sorted(n for n in blocks if n > batch_reader.MOST_ROWS) == [18] * 2 + [20] * 18
 
 
-def test_the_reading_of_what_is_shared_counts_in_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_answer_reports_the_time_to_read_a_shared_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading takes one second per token; every prompt reports the time of all its blocks."""
     monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 20)
     now = [0.0]
@@ -246,7 +246,7 @@ def test_the_reading_of_what_is_shared_counts_in_every_answer(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("told_by", ["length", "own tokens"])
-def test_states_of_another_beginning_are_seen(told_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reusing_states_of_a_different_prefix_is_detected(told_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: kept states are identified by length alone, or by a block's own tokens without those before it."""
     monkeypatch.setattr("cascli.models.choose_runner.PROMPT_BLOCK", 20)
 
@@ -264,7 +264,7 @@ def test_states_of_another_beginning_are_seen(told_by: str, monkeypatch: pytest.
     assert [together[place] for place in range(len(work))] != [job(loaded).token_ids for job in work]
 
 
-def test_what_ends_a_lane_ends_the_others_and_frees_the_pair() -> None:
+def test_an_error_in_one_lane_ends_the_others_and_frees_the_pair() -> None:
     loaded = load_pair(pair(300))
 
     def fails(given: Pair) -> Run:
@@ -278,7 +278,7 @@ def test_what_ends_a_lane_ends_the_others_and_frees_the_pair() -> None:
     assert generate(loaded, prompt_ids=[1], strategy="target", max_new_tokens=3).token_ids
 
 
-def test_a_caller_who_leaves_ends_all_lanes() -> None:
+def test_closing_the_iterator_ends_all_lanes() -> None:
     loaded = load_pair(pair(300))
     running = Lanes(loaded, 3).run(jobs("speculative:k=2", 1.0))
     next(running)
@@ -289,7 +289,7 @@ def test_a_caller_who_leaves_ends_all_lanes() -> None:
     assert generate(loaded, prompt_ids=[1], strategy="target", max_new_tokens=3).token_ids
 
 
-def test_kernels_that_depend_on_the_number_of_rows_get_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_depend_on_the_row_count_get_few_rows_per_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_reader, "most_rows", lambda dtype: 5)
     loaded = load_pair(pair(300))
     work = jobs("speculative:k=3", 1.0)

@@ -40,7 +40,7 @@ def taped(config: dict[str, Any]) -> Pair:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.usefixtures("asked_at_once")
-def test_answers_are_those_of_each_alone(name: str) -> None:
+def test_answers_equal_those_generated_alone(name: str) -> None:
     """Equal to eager passes over one text up to rounding, so the tokens are the same."""
     config = pair(300, **ARCHITECTURES[name])
     plain, loaded = load_pair(config, dtype="float32"), taped(config)
@@ -71,7 +71,7 @@ def test_a_whole_draft_of_all_lanes_is_one_graph() -> None:
     assert together[0].pair.target.capture_seconds > 0
 
 
-def test_texts_that_move_to_longer_buffers_keep_what_they_hold() -> None:
+def test_texts_moved_to_longer_buffers_keep_their_contents() -> None:
     """A later and longer text moves those in progress to longer buffers and invalidates their graphs."""
     plain, loaded = load_pair(LONG, dtype="float32"), taped(LONG)
     work = [
@@ -82,7 +82,7 @@ def test_texts_that_move_to_longer_buffers_keep_what_they_hold() -> None:
     assert [run.token_ids for run in together] == [job(plain).token_ids for job in work]
 
 
-def test_texts_that_have_no_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check includes what the texts already hold, and the spare place that belongs to no text."""
     reader = graph_reader(taped(LONG).target.runner, 3)
     prepare = partial(reader.prepare, 0, answer=20, calls=Calls(), sampler=None)
@@ -165,7 +165,7 @@ def test_drafts_of_any_lengths(with_base: bool, reader: GraphReader) -> None:
         assert [each.length for each in reader.runners] == [each.length for each in plain]
 
 
-def test_a_text_that_fills_its_place_waits_elsewhere_for_longer_drafts(reader: GraphReader) -> None:
+def test_a_full_text_stays_within_its_buffer_during_longer_drafts(reader: GraphReader) -> None:
     """While others draft more, its tokens would be written beyond the end of its buffer."""
     law, u = Sampler(Sampling(), reads_base=False), torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
     for place in range(2):
@@ -178,7 +178,7 @@ def test_a_text_that_fills_its_place_waits_elsewhere_for_longer_drafts(reader: G
     assert reader.runners[0].length == reader._states[0].capacity == 256
 
 
-def test_a_draft_is_drawn_by_its_own_sampler(reader: GraphReader) -> None:
+def test_each_draft_is_drawn_with_its_own_sampler(reader: GraphReader) -> None:
     """One shape of draft with several samplings in turn, each of which finds the graphs that others captured."""
     plain = load_pair(LONG, dtype="float32").target.runner
     ids, u = torch.tensor([7]), torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
@@ -194,7 +194,7 @@ def test_a_draft_is_drawn_by_its_own_sampler(reader: GraphReader) -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_text_has_read_stands_while_others_read_on(reader: GraphReader) -> None:
+def test_results_of_one_text_survive_reads_of_another(reader: GraphReader) -> None:
     law, u = Sampler(Sampling(), reads_base=False), torch.tensor([0.3], dtype=torch.float64)
     ids = torch.tensor([7])
     [logits] = reader.read([ReadRequest(0, ids, 1)])
@@ -205,7 +205,7 @@ def test_what_a_text_has_read_stands_while_others_read_on(reader: GraphReader) -
     assert all(map(torch.equal, (logits, written.probs, written.tokens), kept))
 
 
-def test_prompts_are_read_together_by_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_prompts_share_passes_of_limited_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of up to `_PROMPT` tokens share passes, which have at most that many rows."""
     passes = list[int]()
     of_pass = GraphReader._pass
@@ -225,7 +225,7 @@ def test_prompts_are_read_together_by_few_rows(monkeypatch: pytest.MonkeyPatch) 
     assert passes == [70, 70 + 10]
 
 
-def test_what_was_foreseen_is_not_captured_again(reader: GraphReader) -> None:
+def test_prepared_graphs_are_not_captured_again(reader: GraphReader) -> None:
     """Rounds of all texts with many rows, and a second text of the same kind; longer buffers capture all again."""
     law, calls = Sampler(Sampling(), reads_base=False), Calls(reads=[(60, 60)], writes=[Write(2, 3)])
     for place in range(3):
@@ -241,7 +241,7 @@ def test_what_was_foreseen_is_not_captured_again(reader: GraphReader) -> None:
     assert reader._states[0].capacity == 1024
 
 
-def test_a_model_that_does_not_read_lengths_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_length_aware_attention_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascli.models.gpu.decode_attention.can_decode", lambda _: False)
     loaded, work = taped(pair(300)), jobs("speculative:k=2", 1.0)[:3]
     together, lanes = in_lanes(loaded, 2, work)
@@ -250,7 +250,7 @@ def test_a_model_that_does_not_read_lengths_takes_turns(monkeypatch: pytest.Monk
     assert [run.token_ids for run in together] == [job(plain).token_ids for job in work]
 
 
-def test_capturing_is_nobodys_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capture_time_is_charged_to_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs that were not prepared are captured while lanes wait; their share of the pass excludes that time."""
     lanes = Lanes(taped(pair(300)), 2)
     reader = lanes.readers["target"]

@@ -70,7 +70,7 @@ def tiny() -> Pair:
     return load_pair("tiny-random")
 
 
-def test_answers_are_those_of_generate_in_the_order_of_the_prompts(tiny: Pair) -> None:
+def test_answers_equal_those_of_generate_in_prompt_order(tiny: Pair) -> None:
     spec = "speculative:k=3"
     runs = generate_many(tiny, PROMPTS, strategy=spec, batch_size=3, max_new_tokens=11, seed=4)
     settings = settings_of(tiny, max_new_tokens=11, seed=4)
@@ -93,7 +93,7 @@ def test_bad_input_is_refused_before_anything_is_answered(tiny: Pair) -> None:
         generate_many(tiny, [])
 
 
-def test_a_batch_that_has_no_room_names_the_largest_that_has(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_names_the_largest_that_does(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     draft, target = (256 * state_bytes(model) for model in tiny.models.values())
     monkeypatch.setattr(reader, "available", lambda device: 3 * (draft + target) + 5)
     with pytest.raises(RunError, match=r"a batch of 4 does not fit.*\n.*a batch of 3 or fewer"):
@@ -155,7 +155,7 @@ def plain(folder: Path) -> list[Record]:
 
 
 @pytest.mark.skipif(torch_version() < (2, 13), reason="float32 is exact in blocks of up to ten tokens with this torch")
-def test_a_sweep_has_the_records_that_it_has_without_batches(tiny: Pair, tmp_path: Path) -> None:
+def test_a_batched_sweep_writes_the_same_records(tiny: Pair, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN)
     sweep(str(plan), tiny, output=tmp_path / "one")
@@ -165,7 +165,7 @@ def test_a_sweep_has_the_records_that_it_has_without_batches(tiny: Pair, tmp_pat
     assert {record.batch_size for record in Records(tmp_path / "many").read()} == {4}
 
 
-def test_what_is_under_way_at_once_is_of_one_strategy(tmp_path: Path) -> None:
+def test_every_batch_holds_units_of_one_cell(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN)
     loaded = load_plan(plan)
@@ -177,7 +177,7 @@ def test_what_is_under_way_at_once_is_of_one_strategy(tmp_path: Path) -> None:
     assert max(map(len, batches(work, 3))) == 3
 
 
-def test_cells_come_as_the_plan_lists_them_also_where_one_is_half_done(tmp_path: Path) -> None:
+def test_cells_run_in_plan_order_even_if_one_is_half_done(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN.replace("[0.0, 1.0]", "[1.0, 0.0]"))
     loaded = load_plan(plan)
@@ -227,7 +227,7 @@ def flat(size: int, c: float, v: float, step: float = 1.0) -> Profile:
     return Profile(context=10, batch_size=size, draft={1: timing([c * step])}, target=of)
 
 
-def test_the_rate_of_a_batch_is_what_its_round_takes() -> None:
+def test_the_rate_of_a_batch_follows_from_its_round_time() -> None:
     # 3 tokens for each of 8 answers, in 4 draft passes of 0.1, one check of 1.5 and 8 times 0.05 outside the models.
     assert predicted_rate(flat(8, 0.1, 1.5), 4, 3.0, 0.05) == pytest.approx(24 / (0.4 + 1.5 + 0.4))
     assert predicted_rate(flat(8, 0.1, 1.5), 0, 1.0, 0.05) == pytest.approx(8 / (1.0 + 0.4))
@@ -249,7 +249,7 @@ def test_a_larger_batch_may_pay_where_a_smaller_one_does_not() -> None:
     assert (none.largest, none.or_more) == (None, False)
 
 
-def test_passes_are_timed_and_texts_forgotten(tiny: Pair) -> None:
+def test_profiling_batches_times_passes_and_resets_the_runner(tiny: Pair) -> None:
     found = batch_profiles(tiny, 20, [1, 3], blocks=(1, 3, 17), repeats=1)
     assert [each.batch_size for each in found] == [1, 3]
     assert set(found[1].target) == {1, 2, 3, 17}
@@ -257,7 +257,7 @@ def test_passes_are_timed_and_texts_forgotten(tiny: Pair) -> None:
     assert tiny.target.runner.length == 0
 
 
-def test_a_measurement_of_batches_is_kept_and_shown(tiny: Pair, tmp_path: Path) -> None:
+def test_batch_measurements_are_saved_and_shown(tiny: Pair, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     arguments = ["bench", "-c", "tiny-random", "--context", "16", "--longest-block", "5", "--repeats", "1", "-k", "2"]
     given = [*arguments, "--batch", "1,3", "--synthetic-acceptance", "0.7", "-o", str(out)]
@@ -354,7 +354,9 @@ def test_an_interruption_keeps_the_first_answers(tiny: Pair) -> None:
     assert kept[0].prompt_id == "a"
 
 
-def test_memory_that_runs_out_in_a_pass_is_told(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_in_a_pass_is_reported(
+    tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Any, wanted: Any) -> Any:
         raise torch.OutOfMemoryError("no more")
 
@@ -371,18 +373,18 @@ def test_both_models_caches_must_have_room(tiny: Pair, monkeypatch: pytest.Monke
         generate_many(tiny, PROMPTS, strategy="speculative:k=2", batch_size=4, max_new_tokens=5)
 
 
-def test_step_times_of_a_batch_stay_with_the_comparison(tiny: Pair) -> None:
+def test_step_times_of_a_batch_are_not_stored_in_the_pair(tiny: Pair) -> None:
     compare(tiny, PROMPTS[:2], ["target", "speculative:k=3,stop=rate"], batch_size=2, max_new_tokens=5)
     assert tiny.steps is None
 
 
-def test_models_that_are_read_one_by_one_say_so() -> None:
+def test_models_that_read_texts_one_by_one_warn() -> None:
     loaded = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
     with pytest.warns(PairWarning, match="the (draft|target) model reads the texts of a batch one by one"):
         generate_many(loaded, ["a", "b"], strategy="target", batch_size=2, max_new_tokens=3)
 
 
-def test_one_text_is_what_it_is_alone_and_has_no_place(tiny: Pair) -> None:
+def test_a_single_prompt_outside_a_list_matches_generate_and_has_no_id(tiny: Pair) -> None:
     """`generate`, `compare` and `generate_many` of one text draw equal numbers; the first of several has a place."""
     how: Any = {"max_new_tokens": 8, "temperature": 1.0}
     alone = generate(tiny, "hello", strategy="target", **how)
@@ -394,6 +396,6 @@ def test_one_text_is_what_it_is_alone_and_has_no_place(tiny: Pair) -> None:
 
 
 @pytest.mark.parametrize("key", ["device", "dtype", "limit", "output", "verbose", "bogus"])
-def test_keywords_that_mean_nothing_here_are_refused(tiny: Pair, key: str) -> None:
+def test_keywords_that_do_not_apply_are_refused(tiny: Pair, key: str) -> None:
     with pytest.raises(UsageError, match=f"unknown keyword '{key}'"):
         generate_many(tiny, ["a"], max_new_tokens=2, **{key: "1"})  # type: ignore[misc]

@@ -94,7 +94,7 @@ def test_placeholders_are_not_part_of_the_tokenizer(made):
     assert AutoConfig.from_pretrained(made.folder).vocab_size == len(tokens)
 
 
-def test_every_id_that_ends_an_answer_is_known(made):
+def test_every_id_that_ends_an_answer_is_in_the_generation_config(made):
     tokens, _ = vocabulary()
     found = GenerationConfig.from_pretrained(made.folder).eos_token_id
     assert found == [tokens.index("<|im_end|>"), tokens.index("<|endoftext|>")]
@@ -174,7 +174,7 @@ def test_a_missing_tensor_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == [gguf]
 
 
-def test_other_families_go_to_transformers(tmp_path, monkeypatch):
+def test_other_families_are_left_to_transformers(tmp_path, monkeypatch):
     gguf = Tiny(hidden=64).write(tmp_path / "a.gguf")
     gguf.write_bytes(gguf.read_bytes().replace(b"qwen2", b"qwenX"))
 
@@ -203,7 +203,7 @@ def test_an_interrupted_conversion_leaves_nothing(stop, tmp_path, monkeypatch):
     assert torch.get_num_threads() == threads
 
 
-def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     gguf = Tiny(hidden=64).write(tmp_path / "a.gguf")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000_000))
     with pytest.raises(RunError, match=r"about 0\.1 GB are needed and 0\.0 GB are free"):
@@ -212,7 +212,7 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
-def test_a_file_that_is_cut_while_it_is_converted_is_told(family, tmp_path, monkeypatch):
+def test_a_file_truncated_during_conversion_is_reported(family, tmp_path, monkeypatch):
     """A memory-mapped file would end the process with SIGBUS."""
     path = Tiny(family=family).write(tmp_path / "tiny.gguf")
     header, opened = tensors._write_header, []

@@ -37,6 +37,6 @@ def test_bfloat16_passes_unchanged():
     assert torch.equal(to_bfloat16(values.view(torch.uint8).numpy(), Kind.BF16), values)
 
 
-def test_a_type_that_nothing_can_read_is_refused():
+def test_an_unsupported_type_is_refused():
     with pytest.raises(RunError, match="type Q8_K cannot be dequantised"):
         to_bfloat16(np.zeros((1, 292), np.uint8), Kind.Q8_K)

