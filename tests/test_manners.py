@@ -41,7 +41,7 @@ def cli(clean_env: pytest.MonkeyPatch) -> Callable[..., Result]:
     return run
 
 
-def test_a_misspelt_variable_is_told_and_no_error(cli, clean_env: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_variable_is_reported_but_is_not_an_error(cli, clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("CASCLI_TEMPERATUR", "0.7")
     clean_env.setenv("CASCLI_XYZZY", "1")
     found = cli("pairs", "--json")
@@ -67,7 +67,7 @@ def test_several_strategies_by_variable(cli, clean_env: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])
-def test_no_prompt_names_the_command_that_wants_one(cli, command: str) -> None:
+def test_a_missing_prompt_error_shows_an_example_of_the_command(cli, command: str) -> None:
     found = cli(command, *TINY, stdin="")
     assert found.exit_code == 2 and f"For example: cascli {command} " in found.stderr
 
@@ -118,7 +118,7 @@ def test_completion_goes_on_within_a_strategy(tmp_path: Path, monkeypatch: pytes
     assert complete.prompts("nowhere/") == []
 
 
-def test_bars_keep_their_places_in_a_narrow_terminal() -> None:
+def test_progress_bars_keep_their_columns_in_a_narrow_terminal() -> None:
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, legacy_windows=False, color_system=None)
     with Progress(Screen(console, console), "sweeping", counted=True) as progress:
@@ -131,20 +131,20 @@ def test_bars_keep_their_places_in_a_narrow_terminal() -> None:
 
 
 @pytest.mark.parametrize("room", range(8, 80))
-def test_what_is_shortened_keeps_its_ends(room: int) -> None:
+def test_shortened_text_keeps_both_ends(room: int) -> None:
     text = "gsm8k/12 speculative-cascade:rule=opt,alpha=0.1,k=4, 115.1 tokens/s"
     short = shortened(text, room)
     assert len(short) <= room and short.startswith("g")
     assert short.endswith("115.1 tokens/s") or room < 20
 
 
-def test_signs_have_a_likeness_where_there_is_no_unicode() -> None:
+def test_symbols_have_fallbacks_where_unicode_is_unavailable() -> None:
     assert codecs.lookup_error("cascli") is in_ascii
     assert "none – ≥ 0.5 · α=.3 ≠ 猫".encode("ascii", "cascli") == b"none - > 0.5 - a=.3 ! ?"
     assert "a – ° b".encode("latin-1", "cascli") == b"a - \xb0 b", "what can be said is said"
 
 
-def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -156,7 +156,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
-def test_a_full_disk_names_what_was_asked_for(cli, tmp_path: Path, suffix: str) -> None:
+def test_a_full_disk_error_names_the_requested_file(cli, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"run.{suffix}"
     out.symlink_to("/dev/full")
     found = cli("compare" if suffix == "csv" else "generate", "hi", *TINY, "-s", "draft", "-o", str(out))
@@ -164,7 +164,7 @@ def test_a_full_disk_names_what_was_asked_for(cli, tmp_path: Path, suffix: str) 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
-def test_a_full_disk_names_the_picture(cli, tmp_path: Path) -> None:
+def test_a_full_disk_error_names_the_plot(cli, tmp_path: Path) -> None:
     out = tmp_path / "speed.svg"
     out.symlink_to("/dev/full")
     few = ("--context", "16", "--longest-block", "2", "--repeats", "1")
@@ -172,7 +172,7 @@ def test_a_full_disk_names_the_picture(cli, tmp_path: Path) -> None:
     assert found.exit_code == 3 and f"no space left on the disk while writing {out};" in found.stderr
 
 
-def test_the_empty_sweep_file_is_told_of_a_sweeps_keys(cli, tmp_path: Path) -> None:
+def test_an_empty_sweep_file_error_names_the_keys_of_a_sweep(cli, tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").touch()
     found = cli("sweep", str(tmp_path / "empty.yaml"))
     assert found.exit_code == 2 and "'strategies:'" in found.stderr and "draft" not in found.stderr
@@ -203,7 +203,7 @@ def test_offline_refuses_before_torch_is_imported(cli, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_editors_are_told_what_every_key_means(name: str) -> None:
+def test_schemas_describe_every_key_for_editors(name: str) -> None:
     found = json.loads(schema(name))
     assert found["$id"] == f"urn:cascli:{name}"
     for where, part in {name: found, **found.get("$defs", {})}.items():
@@ -211,7 +211,7 @@ def test_editors_are_told_what_every_key_means(name: str) -> None:
             assert len(value.get("description", "")) > 8, f"{where}.{key}"
 
 
-def test_an_unknown_suffix_is_near_to_none(tmp_path: Path) -> None:
+def test_only_a_similar_suffix_is_suggested(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         check_suffix(tmp_path / "c.svg", (".csv", ".md"))
     assert "did you mean" not in str(error.value) and ".csv, .md" in str(error.value)

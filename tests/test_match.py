@@ -56,7 +56,7 @@ def rounds_of(passes: tuple[bool, ...], k: int) -> int:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
-def test_expected_rounds_are_those_of_all_coins(k: int) -> None:
+def test_expected_rounds_match_enumeration_of_all_outcomes(k: int) -> None:
     rng = random.Random(k)
     for n in (1, 2, 5, 9):
         chances = [rng.choice([0.0, 1.0, rng.random()]) for _ in range(n)]
@@ -69,7 +69,7 @@ def test_expected_rounds_are_those_of_all_coins(k: int) -> None:
         assert expected_rounds(chances, k) == pytest.approx(expected, abs=1e-12)
 
 
-def test_one_mean_acceptance_would_predict_other_calls() -> None:
+def test_a_single_mean_acceptance_would_mispredict_calls() -> None:
     """Half of an answer always passes, half never does: the mean acceptance would predict too few calls."""
     chances = [1.0] * 100 + [0.0] * 100
     calls = expected_rounds(chances, 4) / 200
@@ -79,14 +79,14 @@ def test_one_mean_acceptance_would_predict_other_calls() -> None:
     assert even == pytest.approx(1 / expected_tokens(0.5, 4), rel=2e-3)
 
 
-def test_along_a_greedy_answer_calls_are_exact(near_pair: Pair) -> None:
+def test_predicted_calls_are_exact_along_a_greedy_answer(near_pair: Pair) -> None:
     for k in (1, 3, 4):
         seen = record(near_pair, prompts("hello", "what is it?", "x"), Resolved(max_new_tokens=40, temperature=0.0), k)
         assert predicted_calls(Exact(), seen, k) * sum(seen.lengths) == pytest.approx(seen.calls, abs=1e-3)
         assert sum(seen.lengths) / (k + 1) < seen.calls < 0.95 * sum(seen.lengths)
 
 
-def test_at_temperature_1_calls_come_near_those_of_runs(near_pair: Pair) -> None:
+def test_predicted_calls_match_runs_on_average_at_temperature_1(near_pair: Pair) -> None:
     """Predictions match on average over seeds: a text determines the chances of its drafts, not the drafts sampled."""
     settings = [Resolved(max_new_tokens=40, temperature=1.0, seed=seed) for seed in range(30)]
     seen = [record(near_pair, prompts("hello", "x"), each, 4) for each in settings]
@@ -97,7 +97,7 @@ def test_at_temperature_1_calls_come_near_those_of_runs(near_pair: Pair) -> None
     assert abs(float((predicted - taken).mean())) < 3 * error + 0.01 * float(taken.mean())
 
 
-def test_what_is_kept_of_a_token_is_true_on_average(near_pair: Pair) -> None:
+def test_recorded_chances_of_tokens_are_unbiased(near_pair: Pair) -> None:
     """Over all tokens that might have been written, the mean chance that the token was drafted is the acceptance."""
     for temperature in (0.0, 1.0):
         seen = [
@@ -110,7 +110,7 @@ def test_what_is_kept_of_a_token_is_true_on_average(near_pair: Pair) -> None:
         assert passed.equal(expected) is (temperature == 0)
 
 
-def test_along_a_cascades_own_text_its_calls_are_predicted(near_pair: Pair) -> None:
+def test_calls_of_a_cascade_are_predicted_along_its_own_text(near_pair: Pair) -> None:
     """A recording made under a rule estimates that rule along the prefixes it visits itself."""
     rule = rules.load("mixture")(target_weight=0.3)
     settings = [Resolved(max_new_tokens=40, temperature=1.0, seed=seed) for seed in range(20)]
@@ -151,7 +151,7 @@ KINDS = ("zipf 2.5", "zipf 1.5", "zipf 1.2, hot", "gauss", "zipf 1.5, greedy", "
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_compact_distributions_are_as_good_as_they_say(kind: str) -> None:
+def test_compact_distributions_stay_within_their_stated_error(kind: str) -> None:
     """Rules that depend on whole distributions are exact; others err by at most the mass that was lumped together."""
     full = laws(kind, 20_000)
     small = seen_of(compact(full))
@@ -185,7 +185,7 @@ def test_a_small_vocabulary_is_kept_as_it_is() -> None:
     assert all(ours.equal(theirs) for ours, theirs in zip(small.d, full, strict=True)) and not small.tail.any()
 
 
-def test_answers_stay_apart(near_pair: Pair) -> None:
+def test_rounds_do_not_cross_answers(near_pair: Pair) -> None:
     """A round never extends into the next answer."""
     seen = record(near_pair, prompts("hello", "x"), Resolved(max_new_tokens=7, temperature=1.0), 4)
     assert seen.lengths == (7, 7)
@@ -238,7 +238,7 @@ def test_a_budget_is_searched_over_each_rules_own_range() -> None:
     assert set(strategies_of(found)) == {each.spec for each in found if each.met}
 
 
-def test_out_of_reach_is_said_with_the_nearest() -> None:
+def test_an_unreachable_budget_is_reported_with_the_nearest_setting() -> None:
     seen = seen_of(compact(laws("zipf 1.5", 500, positions=100)), [50, 50])
     cheap, dear = match(seen, [0.01, 1.0], 4, 1.0, ["diff"])
     assert (
@@ -256,7 +256,7 @@ def test_out_of_reach_is_said_with_the_nearest() -> None:
     assert (head.value, head.predicted) == (token.value, token.predicted)  # both are the same rule at temperature 0
 
 
-def test_the_strictest_of_settings_that_meet_a_budget_is_taken() -> None:
+def test_the_strictest_setting_that_meets_a_budget_is_chosen() -> None:
     seen = seen_of(compact(laws("zipf 1.5", 500, positions=100)), [50, 50])
     lossless = predicted_calls(Exact(), seen, 4)
     for each in match(seen, [lossless], 4, 1.0):
@@ -266,7 +266,7 @@ def test_the_strictest_of_settings_that_meet_a_budget_is_taken() -> None:
             assert each.met and each.value == dial.strict
 
 
-def test_of_settings_that_are_near_enough_the_strictest_is_taken() -> None:
+def test_the_strictest_setting_close_enough_to_a_budget_is_chosen() -> None:
     """A setting that happens to be slightly closer to the budget, but gives up some quality, is not taken."""
     seen = seen_of(compact(laws("zipf 1.5", 500, positions=100)), [50, 50])
     budget = predicted_calls(Exact(), seen, 4) * (1 - NEAR / 2)
@@ -275,7 +275,7 @@ def test_of_settings_that_are_near_enough_the_strictest_is_taken() -> None:
         assert dial is not None and dial.lossless and each.met and each.value == dial.strict, each
 
 
-def test_answers_that_calibrate_are_no_longer_than_those_that_are_measured(near_pair: Pair) -> None:
+def test_calibration_answers_are_no_longer_than_measured_ones(near_pair: Pair) -> None:
     wanted = job.rule_request({"target_calls_per_token": 0.4}, "mixture")
     assert wanted is not None
     for most, tokens in ((7, 7), (200, job.TOKENS)):
@@ -284,7 +284,7 @@ def test_answers_that_calibrate_are_no_longer_than_those_that_are_measured(near_
         assert found.tokens == 2 * tokens and found.prompts == ["1", "2"]
 
 
-def test_how_many_rules_came_near_a_budget_when_measured_is_counted() -> None:
+def test_rules_measured_near_the_budget_are_counted() -> None:
     common: dict[str, Any] = {"temperature": 1.0, "k": 4, "budget": 0.4, "predicted": 0.4}
     found = [
         Matched(rule=rule, alpha=0.5, value=0.5, met=met_, **common)
@@ -295,7 +295,7 @@ def test_how_many_rules_came_near_a_budget_when_measured_is_counted() -> None:
     assert line.endswith("2 of 3 rules, measured 0.390 to 0.500, 1 within 3%")
 
 
-def test_older_documents_know_alphas() -> None:
+def test_older_documents_with_alpha_still_load() -> None:
     old = {"rule": "opt", "alpha": 0.25, "temperature": 1.0, "k": 4, "budget": 0.4, "predicted": 0.41, "met": True}
     loaded = Matched.model_validate(old)
     assert (loaded.value, loaded.parameter) == (0.25, "alpha")
@@ -317,12 +317,12 @@ def test_older_documents_know_alphas() -> None:
         (None, "", "names of rules"),
     ],
 )
-def test_what_cannot_be_matched_is_said_first(match: Any, names: Any, words: str) -> None:
+def test_requests_that_cannot_be_matched_are_rejected_up_front(match: Any, names: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         job.rule_request(match, names)
 
 
-def test_a_rule_that_says_no_range_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_without_a_dial_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules.load("chow"), "dial", None)
     wanted = job.rule_request({"target_calls_per_token": 0.3}, "all")
     assert wanted is not None and "chow" not in wanted.rules and wanted.without_dial == ("chow",)
@@ -335,7 +335,7 @@ def test_a_rule_that_says_no_range_is_left_out(monkeypatch: pytest.MonkeyPatch) 
 # ---- calibration prompts
 
 
-def test_prompts_that_calibrate_are_others() -> None:
+def test_calibration_prompts_differ_from_measured_ones() -> None:
     own = builtin()
     measured, others = split_for_calibration(own)
     assert len(measured) == 18 and len(others) == 12
@@ -429,12 +429,12 @@ def test_all_rules_at_their_defaults() -> None:
         (("--rules", "op"), "unknown rule 'op'; did you mean 'opt'?"),
     ],
 )
-def test_bad_requests_are_told(arguments: tuple[str, ...], words: str) -> None:
+def test_bad_requests_are_explained(arguments: tuple[str, ...], words: str) -> None:
     found = run("hi", *arguments)
     assert found.exit_code == 2 and words in " ".join(found.stderr.split())
 
 
-def test_out_of_reach_does_not_run() -> None:
+def test_a_rule_out_of_reach_of_the_budget_does_not_run() -> None:
     found = CliRunner().invoke(
         app, ["compare", "hi", "-c", "tiny-random", "--no-measure", "--max-new-tokens", "6", "--temperature", "1",
               "--rules", "chow,mentored", "--match", "target_calls_per_token=0.01", "--trace", "none"],

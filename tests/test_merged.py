@@ -33,7 +33,7 @@ def storages(tensors: Any) -> dict[int, int]:
 
 @pytest.mark.parametrize("name", sorted(FAMILIES & set(ARCHITECTURES)))
 @torch.inference_mode()
-def test_merging_copies_nothing_that_stays(name: str) -> None:
+def test_merging_leaves_no_extra_copy_in_memory(name: str) -> None:
     """The module computes the same from views of the merged weights, which take as much memory as before."""
     whole = model(**ARCHITECTURES[name])
     ids = torch.arange(20).unsqueeze(0)
@@ -48,7 +48,7 @@ def test_merging_copies_nothing_that_stays(name: str) -> None:
     assert sum(storages(whole.parameters()).values()) == size
 
 
-def test_merging_needs_the_memory_of_one_layer_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_needs_memory_for_only_one_extra_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever tensors are concatenated, all but the parts of the current layer are already in their final place."""
     whole = model(**ARCHITECTURES["qwen3"] | {"num_hidden_layers": 5})
     size, layer = (sum(storages(each.parameters()).values()) for each in (whole, whole.model.layers[0]))
@@ -70,7 +70,7 @@ class OtherLinear(nn.Linear):
     """A linear layer of another class, such as an adapter's."""
 
 
-def test_why_a_model_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_why_a_model_is_not_fused_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert merge(model(model_type="gpt_neox")) == "there are no fused layers for the 'gpt_neox' family"
     assert merge(model(hidden_act="relu")) == "the kernels do not cover its activation, ReLU"
     adapted, mixed, odd = model(), model(), model()
@@ -84,7 +84,7 @@ def test_why_a_model_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert merge(model()) == "Triton kernels are not available here"
 
 
-def test_cascli_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cli_reports_why_steps_are_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         LoadedModel, "unfused_because", property(lambda _: "the kernels do not cover its activation, relu")
     )

@@ -113,7 +113,7 @@ def test_two_checkpoints_in_folders_are_compared_in_a_notebook(tmp_path: Path) -
     assert "speculative k=3" in Page(html).words and "same" in Page(html).words
 
 
-def test_a_real_kernel_shows_the_same(text_pair: Pair) -> None:
+def test_an_ipython_shell_displays_the_same_html_and_text(text_pair: Pair) -> None:
     shell = InteractiveShell.instance()
     run = generate(text_pair, "hi", strategy="speculative:k=2", max_new_tokens=6)
     data, _ = shell.display_formatter.format(run)
@@ -128,7 +128,7 @@ def runs(text_pair: Pair) -> list[Run]:
     ]
 
 
-def test_an_answer_is_shown_as_on_a_terminal(runs: list[Run]) -> None:
+def test_an_answer_looks_as_it_does_on_a_terminal(runs: list[Run]) -> None:
     """Every word is in the colour of its origin, with rejected drafts struck through in between."""
     for run in runs:
         page = Page(run._repr_html_() or "")
@@ -152,7 +152,7 @@ def test_an_answer_is_shown_as_on_a_terminal(runs: list[Run]) -> None:
 @pytest.mark.parametrize(
     "text", [*HOSTILE, "<script>alert(1)</script>", '"><img src=x onerror=y>', "&lt;b&gt;"], ids=repr
 )
-def test_every_text_is_only_text(runs: list[Run], text: str) -> None:
+def test_foreign_text_is_never_interpreted_as_markup(runs: list[Run], text: str) -> None:
     for run in runs:
         foreign = hostile(run, text) if run.pair.draft else run
         html = foreign._repr_html_() or ""
@@ -164,7 +164,7 @@ def test_every_text_is_only_text(runs: list[Run], text: str) -> None:
             assert text in page.words
 
 
-def test_styles_take_the_notebooks_ground(runs: list[Run]) -> None:
+def test_styles_keep_the_background_of_the_notebook(runs: list[Run]) -> None:
     """Styles set no background, and no text colours but those of origins, which are legible on black and on white."""
     html = runs[2]._repr_html_() or ""
     assert set(re.findall(r"background:(\w+)", html)) == {"transparent"}
@@ -172,7 +172,7 @@ def test_styles_take_the_notebooks_ground(runs: list[Run]) -> None:
     assert "url(" not in html and "http" not in html and "class=" not in html
 
 
-def test_one_line_of_everything(runs: list[Run], text_pair: Pair) -> None:
+def test_every_repr_is_one_short_line(runs: list[Run], text_pair: Pair) -> None:
     found = compare(text_pair, ["hi", "ho"], ["target", "draft", "speculative:k=2", "cascade"], max_new_tokens=4,
                     measure=False)  # fmt: skip
     row = sweep_row()
@@ -205,7 +205,7 @@ def test_a_sweep_is_a_table_and_still_a_list() -> None:
     assert "0.555" in Page(rows[0]._repr_html_() or "").words
 
 
-def test_what_is_no_result_is_left_to_its_text() -> None:
+def test_objects_that_are_not_results_have_no_html() -> None:
     assert notebook.html_of(3) is None
 
 
@@ -237,7 +237,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> type[Bar]:
     return Bar
 
 
-def test_a_kernel_is_told_from_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_kernel_is_distinguished_from_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for shell, wanted in ((None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=1), True)):
         monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
         assert notebook.running() is wanted
@@ -245,7 +245,7 @@ def test_a_kernel_is_told_from_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     assert not notebook.running() and notebook.bars() is None
 
 
-def test_bars_in_a_notebook_for_what_nobody_watches(kernel: type[Bar], tmp_path: Path) -> None:
+def test_notebook_bars_appear_only_without_callbacks(kernel: type[Bar], tmp_path: Path) -> None:
     pair = load_pair("tiny-random", device="cpu")
     assert any("target" in text for bar in kernel.made for text, _, _ in bar.seen)
     before = len(kernel.made)
@@ -264,7 +264,7 @@ def test_bars_in_a_notebook_for_what_nobody_watches(kernel: type[Bar], tmp_path:
     assert told and len(kernel.made) == before, "who asks to be told is told, and sees no bar"
 
 
-def test_a_bar_is_not_drawn_a_thousand_times_a_second(kernel: type[Bar], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_updates_are_rate_limited(kernel: type[Bar], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notebook, "PAUSE", 60.0)
     bars = notebook.Bars()
     for done in range(1001):
@@ -272,7 +272,7 @@ def test_a_bar_is_not_drawn_a_thousand_times_a_second(kernel: type[Bar], monkeyp
     assert [place[1] for place in kernel.made[0].seen] == [0, 1000]
 
 
-def test_an_interrupted_comparison_takes_its_bar_away(kernel: type[Bar], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_comparison_closes_its_bar(kernel: type[Bar], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = load_pair("tiny-random", device="cpu")
 
     def interrupted(*_: object) -> None:
@@ -294,7 +294,7 @@ def test_names_are_completed() -> None:
     assert {"generate", "load_pair", "compare", "sweep", "Run"} <= set(dir(cascli))
 
 
-def test_work_that_fails_takes_its_bar_away(kernel: type[Bar], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_work_closes_its_bar(kernel: type[Bar], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RunError("broken")
 
@@ -319,7 +319,7 @@ def test_work_that_fails_takes_its_bar_away(kernel: type[Bar], tmp_path: Path, m
     assert kernel.made and all(bar.closed for bar in kernel.made)
 
 
-def test_a_callers_bars_are_the_callers(kernel: type[Bar], tmp_path: Path) -> None:
+def test_bars_passed_by_the_caller_are_not_closed(kernel: type[Bar], tmp_path: Path) -> None:
     bars = notebook.Bars()
     plan = {"pair": "tiny-random", "strategies": ["draft"], "limit": 1, "max_new_tokens": 2}
     cascli.sweep(plan, output=tmp_path / "out", on_progress=bars)

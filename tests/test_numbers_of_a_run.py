@@ -17,7 +17,7 @@ from tests.pairs import pair
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("strategy", ["target", "speculative", "speculative-cascade", "token-cascade"])
-def test_logits_that_are_no_numbers_are_an_error(strategy: str, temperature: float) -> None:
+def test_non_finite_logits_are_an_error(strategy: str, temperature: float) -> None:
     broken = load_pair(pair(300))
     with torch.no_grad():
         broken.target.model.lm_head.weight[7] = float("nan")
@@ -40,7 +40,7 @@ def test_first_token_of_a_deferred_cascade_is_the_targets(text_pair: Pair) -> No
         ("cascade:threshold=99", 7),  # if it was withdrawn, the target's first token counts
     ],
 )
-def test_the_first_token_is_the_first_that_can_be_read(
+def test_time_to_first_token_is_when_a_token_becomes_readable(
     text_pair: Pair, monkeypatch: pytest.MonkeyPatch, strategy: str, behind: int
 ) -> None:
     """The first token can be read after `behind` rounds of the run, and before the next one ends."""
@@ -58,12 +58,12 @@ def test_the_first_token_is_the_first_that_can_be_read(
     assert run.metrics.ttft_seconds is not None and before <= run.metrics.ttft_seconds <= after
 
 
-def test_the_time_of_those_who_watch_is_not_the_runs(text_pair: Pair) -> None:
+def test_time_spent_in_callbacks_is_not_counted(text_pair: Pair) -> None:
     m = generate(text_pair, "hello", strategy="target", max_new_tokens=4, on_round=lambda _: time.sleep(0.2)).metrics
     assert m.seconds.total < 0.4
 
 
-def test_an_answer_that_is_just_as_sure_as_it_has_to_be_is_kept(text_pair: Pair) -> None:
+def test_an_answer_whose_score_equals_the_threshold_is_kept(text_pair: Pair) -> None:
     """The condition is `score >= threshold`, as in the strategy's formula: a score equal to the threshold passes."""
     first = generate(text_pair, "hello", strategy="cascade:threshold=-99", max_new_tokens=4).handover
     assert first is not None

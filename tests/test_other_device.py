@@ -103,7 +103,7 @@ def test_a_round_stays_on_the_device(rule: Rule, sampling: Sampling, elsewhere: 
     assert numbers.device == ELSEWHERE and numbers.shape == (len(Field), n + 1)
 
 
-def test_what_is_to_be_seen_is_seen(elsewhere: None) -> None:
+def test_mixed_devices_and_waits_for_the_host_are_detected(elsewhere: None) -> None:
     there = torch.zeros(3, device=ELSEWHERE)
     with pytest.raises(RuntimeError, match="device"):
         there + torch.zeros(3)

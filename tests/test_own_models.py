@@ -84,18 +84,20 @@ def test_names(text: str, source: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["small", "./small", "path:small", "large/../small"])
-def test_what_is_there_goes_before_the_hub(models: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_an_existing_folder_takes_precedence_over_the_hub(
+    models: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     monkeypatch.chdir(models)
     assert source_of(text) == PathSource(path=str(models / "small"))
 
 
 @pytest.mark.parametrize("text", ["./absent", "a/b/c", "model.GGUF", "~nobody/x"])
-def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(text: str) -> None:
+def test_text_that_can_only_be_a_path_is_not_searched_on_the_hub(text: str) -> None:
     assert isinstance(source_of(text), PathSource)
 
 
 @pytest.mark.parametrize("text", ["", "a b", "@main", "a/b?c"])
-def test_no_name(text: str) -> None:
+def test_text_that_is_not_a_model_name_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a model folder"):
         source_of(text)
 
@@ -114,7 +116,7 @@ def test_a_model_in_place_of_a_pairs_own(models: Path) -> None:
 # ---- the command line
 
 
-def test_threads_are_as_many_as_a_flag_says(cli) -> None:
+def test_the_threads_flag_sets_the_number_of_threads(cli) -> None:
     before = torch.get_num_threads()
     try:
         assert cli("generate", "hi", "--target", "large", *FEW, "--threads", "2").exit_code == 0
@@ -137,7 +139,7 @@ def test_two_folders_are_compared_with_one_command(cli) -> None:
     assert answers["target"] == other["draft"] != answers["draft"] == other["target"]
 
 
-def test_a_draft_with_a_tokenizer_of_its_own(cli, models: Path) -> None:
+def test_a_draft_may_have_its_own_tokenizer(cli, models: Path) -> None:
     """The table and a file that `init` writes report the tokenizers, and speculation stays lossless."""
     both = ("--draft", "swapped", "--target", "large")
     found = cli("compare", "hi", *both, "-s", "target", "-s", "speculative", *FEW, "--no-measure")
@@ -178,7 +180,7 @@ def test_errors_name_the_flag(cli, models: Path, arguments: list[str], words: st
     assert words.format(models) in found.stderr
 
 
-def test_a_path_that_is_not_there_is_told_before_torch_is_imported(models: Path) -> None:
+def test_a_missing_path_is_reported_before_torch_is_imported(models: Path) -> None:
     code = (
         "import sys; from cascli.cli.app import run\n"
         "sys.argv[1:] = ['generate', 'hi', '--draft', './absent', '--target', 'large']\n"
@@ -188,16 +190,14 @@ def test_a_path_that_is_not_there_is_told_before_torch_is_imported(models: Path)
     assert found.stdout.split() == ["2", "False"]
 
 
-def test_a_name_that_may_be_meant_as_a_folder_is_told(cli) -> None:
+def test_a_name_that_may_be_a_misspelt_folder_is_reported(cli) -> None:
     found = cli("generate", "hi", "--draft", "smal", "--target", "large", "--offline")
     assert found.exit_code == 3
     assert "draft: there is no folder 'smal' here" in found.stderr
     assert "folder 'large'" not in found.stderr
 
 
-def test_models_come_from_flags_or_from_the_environment_never_half_from_each(
-    cli, clean_env: pytest.MonkeyPatch
-) -> None:
+def test_models_come_from_flags_or_the_environment_never_a_mix_of_both(cli, clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("CASCLI_DRAFT", "small")
     clean_env.setenv("CASCLI_TARGET", "large")
     asked = ("generate", "hi", *FEW, "--json")
@@ -294,7 +294,7 @@ def test_names_that_yaml_would_misread(cli, models: Path, tmp_path: Path) -> Non
 SWEEP = {"strategies": ["speculative:k=2"], "task": {"kind": "builtin"}, "limit": 2, "max_new_tokens": 3}
 
 
-def test_a_sweeps_pair_may_be_a_mapping_or_a_file_beside_it(cli, models: Path, tmp_path: Path) -> None:
+def test_the_pair_of_a_sweep_may_be_a_mapping_or_a_relative_file(cli, models: Path, tmp_path: Path) -> None:
     written(models / "exp", draft="../small", target="../large")
     mapping = {role: {"source": {"path": f"../{name}"}} for role, name in (("draft", "small"), ("target", "large"))}
     for name, pair_ in (("by-file", "pair.yaml"), ("by-mapping", mapping)):
@@ -312,14 +312,14 @@ def test_a_sweeps_pair_may_be_a_mapping_or_a_file_beside_it(cli, models: Path, t
 
 
 @pytest.mark.parametrize("pair_", [3, ["small"], None])
-def test_a_pair_of_another_kind_is_told_in_words(cli, models: Path, pair_: object) -> None:
+def test_a_pair_of_the_wrong_type_is_explained(cli, models: Path, pair_: object) -> None:
     (models / "kind.yaml").write_text(yaml.safe_dump(SWEEP | {"pair": pair_}))
     found = cli("sweep", "kind.yaml")
     assert found.exit_code == 2
     assert "kind.yaml: pair: expected a pair's name, the path of its file" in found.stderr
 
 
-def test_a_file_is_no_place_for_a_sweeps_results(cli, tmp_path: Path) -> None:
+def test_a_sweep_refuses_to_write_its_results_to_a_file(cli, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     found = cli("sweep", "rules", "-c", "tiny-random", "--limit", "1", "-o", str(tmp_path / "mine"))
     assert found.exit_code == 2
@@ -327,7 +327,7 @@ def test_a_file_is_no_place_for_a_sweeps_results(cli, tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "kept"
 
 
-def test_flags_go_before_the_sweep_file(cli, tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+def test_flags_take_precedence_over_the_sweep_file(cli, tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     flags = ["--temperature", "0.5", "--seed", "7", "--max-new-tokens", "4", "-s", "speculative:k=3", "--limit", "1"]
     models_ = ["--draft", "small", "--target", "large", "--dtype", "float32", "--device", "cpu"]
@@ -363,7 +363,7 @@ def test_a_strategy_that_a_flag_misspells(cli) -> None:
     assert "unknown sweep 'rule'; did you mean 'rules'" in unknown.stderr
 
 
-def test_a_dry_run_says_everything_in_one_block(cli, tmp_path: Path) -> None:
+def test_a_dry_run_prints_everything_in_one_block(cli, tmp_path: Path) -> None:
     asked = ["sweep", "rules", "--dry-run", "-c", "tiny-random", "--dtype", "auto", "-o", str(tmp_path / "new")]
     before = cli(*asked)
     assert before.exit_code == 0

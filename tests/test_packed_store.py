@@ -59,9 +59,7 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_layers_are_found_again_with_the_same_bits(
-    dtype: str, stored: dict, tmp_path: Path, packings: list[str]
-) -> None:
+def test_stored_layers_are_reused_bit_for_bit(dtype: str, stored: dict, tmp_path: Path, packings: list[str]) -> None:
     first = logits(stored, dtype)
     assert packings
     packings.clear()
@@ -70,7 +68,7 @@ def test_layers_are_found_again_with_the_same_bits(
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_layers_lie_in_the_file_and_not_in_fresh_memory(dtype: str, stored: dict) -> None:
+def test_layers_are_mapped_from_the_file_without_a_copy(dtype: str, stored: dict) -> None:
     load_pair(stored, dtype=dtype)
     model = load_pair(stored, dtype=dtype).target.model
     layers = [each for each in model.modules() if isinstance(each, PackedLinear | Int8Linear)]
@@ -91,7 +89,7 @@ def test_without_torchs_function_the_bytes_are_copied(
     assert torch.equal(logits(stored, dtype), first) and not packings
 
 
-def test_a_build_without_the_function_is_told_from_one_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_build_without_the_function_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Any:
         raise AttributeError("undefined symbol: aoti_torch_create_tensor_from_blob_v2")
 
@@ -102,7 +100,7 @@ def test_a_build_without_the_function_is_told_from_one_that_has_it(monkeypatch: 
     mapped._maker.cache_clear()
 
 
-def test_precisions_are_kept_beside_each_other(stored: dict, tmp_path: Path, packings: list[str]) -> None:
+def test_each_precision_has_its_own_file(stored: dict, tmp_path: Path, packings: list[str]) -> None:
     first = [logits(stored, dtype) for dtype in KINDS]
     assert len(list((tmp_path / "home" / "packed").iterdir())) == len(KINDS)
     packings.clear()
@@ -133,7 +131,7 @@ def place_of(file: Path, suffix: str) -> int:
 
 @pytest.mark.parametrize("compared", [0, 2**40])
 @pytest.mark.parametrize("dtype", KINDS)
-def test_a_flipped_bit_of_a_layout_is_noticed(
+def test_a_flipped_bit_in_a_layout_is_detected(
     dtype: str, compared: int, stored: dict, tmp_path: Path, packings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is noticed by making the layout again (small layers) and by its digest (large ones)."""
@@ -146,9 +144,7 @@ def test_a_flipped_bit_of_a_layout_is_noticed(
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_a_damaged_header_or_a_cut_file_is_made_anew(
-    dtype: str, stored: dict, tmp_path: Path, packings: list[str]
-) -> None:
+def test_a_damaged_or_truncated_file_is_rebuilt(dtype: str, stored: dict, tmp_path: Path, packings: list[str]) -> None:
     first = logits(stored, dtype)
     whole = kept(tmp_path).read_bytes()
     for data in (whole[:-1], whole[:100], b"", whole[:8] + b"[" + whole[9:], whole.replace(b'"shapes"', b'"shapez"')):
@@ -158,7 +154,7 @@ def test_a_damaged_header_or_a_cut_file_is_made_anew(
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_layers_of_another_shape_are_not_taken(
+def test_layers_of_another_shape_are_not_reused(
     dtype: str, stored: dict, tmp_path: Path, packings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed_store, "_COMPARED", 0)
@@ -187,7 +183,7 @@ def test_files_of_earlier_releases_are_still_used(stored: dict, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_nothing_is_kept_that_would_take_half_of_what_is_free(
+def test_nothing_is_stored_that_would_use_half_of_the_free_space(
     dtype: str, stored: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)

@@ -83,7 +83,7 @@ def test_three_strategies_fit_a_small_terminal(saved: Comparison) -> None:
     assert len(page(small, 80, color=True).splitlines()) <= 24
 
 
-def test_answers_are_text_with_what_was_thrown_away(saved: Comparison) -> None:
+def test_answers_include_rejected_drafts(saved: Comparison) -> None:
     text = " ".join(AnswerCell.of(saved.runs[4], "speculative").text(console(100)).plain.split())
     assert "Buzz Aldrin is +an American astronaut" in text
     assert "~,~ [who]" in text and "~born~" in text  # a rejected draft, and its replacement
@@ -122,7 +122,7 @@ def replaced(draft: str, token: str) -> AnswerCell:
         ("", "two\n", "one~∅~[two]\n", "one∅two\n"),
     ],
 )
-def test_whitespace_keeps_the_mark_of_its_state(draft: str, token: str, told: str, in_color: str) -> None:
+def test_rejected_whitespace_is_still_marked(draft: str, token: str, told: str, in_color: str) -> None:
     """Line breaks in rejected drafts do not break the answer's lines, as they are no part of it."""
     cell = replaced(draft, token)
     assert cell.text(console(60)).plain == told
@@ -141,7 +141,7 @@ def test_whitespace_that_is_part_of_the_answer_is_marked_by_its_state_alone() ->
 
 
 @pytest.mark.parametrize("char", ["\x00", "\x17", "\r", "\x7f", "\x85", "\u202e"])
-def test_control_characters_take_the_room_that_they_are_drawn_in(char: str) -> None:
+def test_control_characters_are_measured_as_they_are_drawn(char: str) -> None:
     view = console(24)
     view.print(side_by_side([answer(*[char] * 30, "end", event="residual")], view))
     text = printed(view)
@@ -227,7 +227,7 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
     ],
 )  # fmt: skip
-def test_the_verdict_says_what_is_gained_and_what_it_costs(changes: dict, said: str) -> None:
+def test_the_verdict_states_the_gain_and_its_cost(changes: dict, said: str) -> None:
     target = {"target": {"speed_vs_target": 1.0, "lossless": True, "same_as_target": True}}
     draft = {"draft": {"speed_vs_target": 9.0, "lossless": None, "same_as_target": False}}
     assert verdict(rows(**target, **draft, **changes)) == said
@@ -258,7 +258,7 @@ def test_a_strategy_has_one_short_name(spec: str, name: str) -> None:
     assert short_name(spec, fancy=False).isascii()
 
 
-def test_of_several_answers_it_is_said_how_many_differ() -> None:
+def test_the_verdict_counts_how_many_answers_differ() -> None:
     many = {"answers": 6, "answers_same": 4, "first_divergence": 2}
     target = {"target": {"speed_vs_target": 1.0, "lossless": True, "same_as_target": True}}
     said = verdict(rows(**target, speculative_cascade=LOOSE | many))
@@ -287,13 +287,13 @@ def contrast(a: str, b: str) -> float:
     ("palette", "grounds"),
     [("any", ["#000000", "#ffffff"]), ("dark", ["#000000", "#1e1e1e", "#292929"]), ("light", ["#ffffff", "#fafafa"])],
 )
-def test_text_can_be_read_on_its_ground(palette: str, grounds: list[str]) -> None:
+def test_text_has_enough_contrast_with_its_background(palette: str, grounds: list[str]) -> None:
     assert PALETTES[palette].keys() == PALETTES["any"].keys()
     for color in PALETTES[palette].values():
         assert all(contrast(color, ground) >= 4.5 for ground in grounds), color
 
 
-def test_a_theme_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_theme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert theme({}) == theme({"CASCLI_THEME": ""}) == "any"
     assert theme({"CASCLI_THEME": "light"}) == "light"
     monkeypatch.setenv("CASCLI_THEME", "ligth")
@@ -303,7 +303,7 @@ def test_a_theme_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -
         screen()
 
 
-def test_a_picture_is_the_page(saved: Comparison) -> None:
+def test_an_svg_shows_the_page(saved: Comparison) -> None:
     picture = svg(saved)
     text = re.sub(r"<[^>]+>", "", picture).replace("&#160;", " ")
     exact = next(row for row in saved.summary if row.strategy == "speculative:k=4")
@@ -314,7 +314,7 @@ def test_a_picture_is_the_page(saved: Comparison) -> None:
     assert not re.search(r"<script|on\w+=", picture)
 
 
-def test_a_picture_is_xml_whatever_was_written(saved: Comparison) -> None:
+def test_an_svg_is_valid_xml_whatever_the_text(saved: Comparison) -> None:
     hostile = "a\x1b]0;hi\x07\x00\u202e<b>&\ufffe\ud800"
     token = Emitted(id=1, text=hostile, event="target")
     run = saved.runs[0].model_copy(update={"prompt": hostile, "rounds": [Round(emitted=[token] * 3)]})
@@ -343,7 +343,7 @@ def test_columns_fill_side_by_side(text_pair: Pair) -> None:
     assert len(printed(fresh).splitlines()) <= 2 * (2 + 2) + 2  # heading, note and two lines, in at most two rows
 
 
-def test_a_long_answer_is_drawn_from_its_end() -> None:
+def test_only_the_end_of_a_long_answer_is_drawn() -> None:
     """The visible part is the same whatever came before it, and little of that is processed."""
     view = console(30, color=True)
     rounds = [Round(emitted=[Emitted(id=i, text=f" {i:05}", event="accepted")]) for i in range(2000)]
@@ -370,7 +370,7 @@ def test_odd_terminals_survive(width: int, height: int) -> None:
     assert printed(view)
 
 
-def test_a_saved_race_is_played_at_its_measured_times(saved: Comparison) -> None:
+def test_a_saved_race_is_replayed_at_its_measured_times(saved: Comparison) -> None:
     events = list(timeline(saved.runs))
     assert [moment for moment, _, _ in events] == sorted(moment for moment, _, _ in events)
     for place, run in enumerate(saved.runs):
@@ -383,6 +383,6 @@ def test_a_saved_race_is_played_at_its_measured_times(saved: Comparison) -> None
     assert sum(slept) == pytest.approx(longest / 2 + 0.5)
 
 
-def test_the_prompt_is_said(saved: Comparison) -> None:
+def test_the_prompt_is_shown(saved: Comparison) -> None:
     assert prompt_line([saved.runs]) == "Who is Buzz Aldrin?"
     assert prompt_line([saved.runs, saved.runs]).endswith("and 1 more")

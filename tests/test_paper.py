@@ -31,7 +31,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_paper_sweep_is_the_papers(name: str) -> None:
+def test_a_paper_sweep_has_the_settings_of_the_paper(name: str) -> None:
     plan = load_plan(sweep_files()[name])
     assert (plan.task.metric, plan.max_prompt_tokens, plan.max_new_tokens) == SWEEPS[name]
     assert plan.temperatures == [0.0, 0.1, 0.5, 1.0]
@@ -51,12 +51,12 @@ def test_every_sweep_loads_with_its_pair(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [*(sweep_files()[name] for name in SWEEPS), *(pair_files()[name] for name in PAIRS)])
-def test_whose_weights_they_are_not_is_said(path: Path) -> None:
+def test_files_state_that_the_weights_are_not_the_papers(path: Path) -> None:
     assert "not the paper's weights" in path.read_text(encoding="utf-8").lower()
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_pairs_are_told_what_to_do(name: str) -> None:
+def test_the_pairs_have_the_prefix_and_block_length_of_the_paper(name: str) -> None:
     pair = load_config(name)
     assert pair.prefix == "summarize: " and pair.defaults.num_speculative_tokens == 5
     draft, target = (str(model.source) for model in pair.models.values())
@@ -64,7 +64,7 @@ def test_the_pairs_are_told_what_to_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_paper_sweep_runs_as_it_stands_on_a_local_dataset(
+def test_a_paper_sweep_runs_unchanged_on_a_local_dataset(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder with the dataset's name, next to the file, replaces the hub; prompts that are too long are cut."""

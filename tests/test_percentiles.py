@@ -13,7 +13,7 @@ from cascli.prompts import Prompt
 from tests.pairs import pair
 
 
-def test_percentile_is_the_usual_one() -> None:
+def test_percentiles_interpolate_linearly() -> None:
     values = [3.0, 1.0, 2.0, 4.0]
     assert percentile(values, 0.5) == 2.5
     assert percentile(values, 0.25) == 1.75
@@ -29,7 +29,7 @@ def test_outer_percentiles_need_enough_values() -> None:
     assert many is not None and many.p99 == pytest.approx(98.01)
 
 
-def test_percentiles_are_over_prompts_each_the_mean_of_its_seeds() -> None:
+def test_percentiles_are_over_prompts_averaged_over_seeds() -> None:
     answers = [
         Answered(
             n, seed, tokens=10 * n + seed, target_calls=n, rounds=n, accepted=2 * n, looped=0, cut=False, seconds=n
@@ -45,7 +45,7 @@ def test_percentiles_are_over_prompts_each_the_mean_of_its_seeds() -> None:
     assert found.seconds is not None and found.seconds.p50 == 6
 
 
-def test_nothing_is_said_of_rounds_without_drafts_nor_of_seconds_in_a_batch() -> None:
+def test_rounds_without_drafts_and_seconds_in_a_batch_have_no_percentiles() -> None:
     found = per_prompt([Answered(0, 0, tokens=5, target_calls=5, rounds=0, accepted=0, looped=0, cut=False)])
     assert found.tokens_per_round is None and found.seconds is None
     assert found.target_calls is not None and found.target_calls.p50 == 5
@@ -58,7 +58,7 @@ def whole() -> Comparison:
     return compare(loaded, asked, ["target", "speculative:k=2"], max_new_tokens=8, measure=False, runs=2)
 
 
-def test_categories_are_told_of_their_own_prompts_and_add_up_to_the_whole(whole: Comparison) -> None:
+def test_categories_cover_their_own_prompts_and_add_up_to_the_whole(whole: Comparison) -> None:
     assert list(whole.categories) == ["even", "odd"]
     for place, row in enumerate(whole.summary):
         parts = [rows[place] for rows in whole.categories.values()]
@@ -74,7 +74,7 @@ def test_categories_are_told_of_their_own_prompts_and_add_up_to_the_whole(whole:
     assert Comparison.from_json(whole.to_json()).categories == whole.categories
 
 
-def test_prompts_of_one_category_have_no_such_table() -> None:
+def test_a_single_category_has_no_table_of_its_own() -> None:
     loaded = load_pair(pair(initializer_range=0.2))
     asked = [Prompt(("One",), "1", "same"), Prompt(("Two",), "2", "same")]
     assert compare(loaded, asked, ["target"], max_new_tokens=2, measure=False).categories == {}

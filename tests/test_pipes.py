@@ -34,7 +34,7 @@ def shell(line: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=os.environ)
 
 
-def test_answers_in_a_pipe_are_not_touched() -> None:
+def test_answers_reach_a_pipe_unchanged() -> None:
     file = io.StringIO()
     screen = Screen(Console(file=file), Console(file=io.StringIO()))
     text = "all:\n\tgcc x\r\n\x0c[bold]a[/bold]\x1b["
@@ -54,12 +54,12 @@ def test_the_second_turn_does_not_leak_the_withdrawn_draft(tmp_path: Path, clean
 
 
 @pytest.mark.parametrize("line", ["cascli pairs | true", "cascli strategies | true", "cascli pairs >&-"])
-def test_a_reader_that_leaves_is_no_failure(line: str) -> None:
+def test_a_reader_that_closes_the_pipe_early_is_not_an_error(line: str) -> None:
     found = shell(f"set -o pipefail; {line}")
     assert (found.returncode, found.stderr) == (0, "")
 
 
-def test_a_closed_input_is_no_prompt() -> None:
+def test_a_closed_stdin_is_not_an_empty_prompt() -> None:
     found = shell("cascli generate - -c tiny-random <&-")
     assert (found.returncode, found.stderr.splitlines()) == (
         2, ["cascli: stdin is closed: give the prompt as an argument, or --prompts FILE.jsonl."],
@@ -72,7 +72,7 @@ STRUCK = re.compile(r"\x1b\[9[;m]")
 
 @pytest.mark.parametrize("terminal", ["xterm-256color", "dumb"])
 @pytest.mark.parametrize("strategy", ["cascade:threshold=99", "cascade:threshold=-99", "speculative:k=4"])
-def test_colour_that_is_asked_for_by_name_reaches_a_pipe(
+def test_explicitly_requested_colour_reaches_a_pipe(
     strategy: str, terminal: str, clean_env: pytest.MonkeyPatch
 ) -> None:
     """The text is the same and contains no withdrawn draft; rejected drafts appear only with -v."""
@@ -88,7 +88,7 @@ def test_colour_that_is_asked_for_by_name_reaches_a_pipe(
     assert ("draft model" in coloured.stderr) == (strategy == "cascade:threshold=-99")
 
 
-def test_rejected_drafts_reach_a_pipe_where_colour_is_asked_for(clean_env: pytest.MonkeyPatch) -> None:
+def test_verbose_colour_output_shows_rejected_drafts_in_a_pipe(clean_env: pytest.MonkeyPatch) -> None:
     shown = [invoke("generate", "hi", *TINY, "--color", "always", *more).stdout for more in ([], ["-v"])]
     assert not STRUCK.search(shown[0]) and STRUCK.search(shown[1])
 

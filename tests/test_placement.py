@@ -26,7 +26,7 @@ def test_a_gpu_has_a_number_and_becomes_the_current_one(name: str, index: int, c
     assert choose_device(name) == torch.device("cuda", index) and current == [index]
 
 
-def test_a_gpu_that_is_not_there(current: list[int]) -> None:
+def test_a_missing_gpu_is_an_error(current: list[int]) -> None:
     with pytest.raises(RunError, match=r"'cuda:2'.* sees 2 CUDA devices"):
         choose_device("cuda:2")
 
@@ -39,6 +39,6 @@ def test_without_a_gpu() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_where_triton_cannot_work_torchs_operations_do() -> None:
+def test_torch_operations_replace_triton_where_it_cannot_work() -> None:
     with pytest.warns(UserWarning, match="torch's own operations instead"):
         assert not kernels.serve.__wrapped__(torch.device("cuda"))

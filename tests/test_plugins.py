@@ -91,7 +91,7 @@ def cascli(environment: dict[str, str], *arguments: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_a_rule_of_another_package_is_a_rule(installed: dict[str, str]) -> None:
+def test_a_rule_from_another_package_works(installed: dict[str, str]) -> None:
     listed = cascli(installed, "strategies")
     answered = cascli(
         installed, "generate", "hi", "-c", "tiny-random", "-s", "speculative-cascade:rule=keep-some,alpha=0.2,k=2",
@@ -112,12 +112,12 @@ def test_a_rule_of_another_package_is_a_rule(installed: dict[str, str]) -> None:
         ("half", "strange: Half lacks keep"),
     ],
 )
-def test_what_is_wrong_with_one_is_a_sentence(installed: dict[str, str], rule: str, said: str) -> None:
+def test_a_faulty_plugin_is_explained_in_one_sentence(installed: dict[str, str], rule: str, said: str) -> None:
     ended = cascli(installed, "generate", "hi", "-c", "tiny-random", "-s", f"token-cascade:rule={rule}")
     assert ended.returncode == 2 and said in ended.stderr and len(ended.stderr.splitlines()) <= 2
 
 
-def test_broken_ones_are_none_of_all_rules(installed: dict[str, str]) -> None:
+def test_broken_rules_are_not_among_all_rules(installed: dict[str, str]) -> None:
     """`verify`, `--rules all` and `advise` use every rule: one faulty plug-in must not cost the others."""
     code = "from cascli.decoding.plugin_checks import usable_rules; print(*usable_rules())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
@@ -140,7 +140,7 @@ class MyOwn(Speculating):
         return MinPOfP()
 
 
-def test_those_of_a_notebook_have_sane_names(text_pair: Pair) -> None:
+def test_strategies_defined_in_a_notebook_have_sane_names(text_pair: Pair) -> None:
     assert plugins.name_of(MinPOfP) == "min-p-of-p" and plugins.name_of(MyOwn) == "my-own"
     run = generate(text_pair, "hi", strategy=MyOwn(k=3), max_new_tokens=4)
     assert run.spec == "my-own:k=3"
@@ -153,7 +153,7 @@ def test_those_of_a_notebook_have_sane_names(text_pair: Pair) -> None:
         ("drafters", DRAFTER, "its parameter 'k' is also one of the strategy's"),
     ],
 )
-def test_slips_in_a_file_of_ones_own_are_told(
+def test_mistakes_in_a_local_plugin_file_are_reported(
     package: str, code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "slipped.py").write_text(code, encoding="utf-8")
@@ -283,7 +283,7 @@ class StrangeDrafts(Drafter):
         ("narrow", r"pi must have shape \[3, 20\] \(got \[3, 1\]\)"),
     ],
 )  # fmt: skip
-def test_a_strange_rule_that_makes_no_distribution_is_told(what: str, said: str) -> None:
+def test_a_third_party_rule_that_returns_no_distribution_is_reported(what: str, said: str) -> None:
     """The bug: its pi became the law of the texts, and was reported as lossless where it was nowhere above p."""
     loaded = load_pair(pair(20, initializer_range=0.5))
     for strategy in (SpeculativeCascade(rule=Strange(what=what), k=3), TokenCascade(rule=Strange(what=what))):
@@ -299,7 +299,7 @@ def test_a_strange_rule_that_makes_no_distribution_is_told(what: str, said: str)
         ("elsewhere", "probability 0 in its own q"), ("outside", "outside the vocabulary"), ("more", "tokens must be"),
     ],
 )  # fmt: skip
-def test_a_strange_drafter_that_says_another_q_is_told(what: str, said: str) -> None:
+def test_a_third_party_drafter_that_reports_a_wrong_q_is_detected(what: str, said: str) -> None:
     strategy = Speculative(draft=StrangeDrafts(what=what), k=3)
     with pytest.raises(RunError, match=f"the drafter 'strange-drafts' of tests.test_plugins: .*{said}"):
         generate(load_pair(pair(20)), prompt_ids=[1, 2], strategy=strategy, max_new_tokens=9, temperature=1.0)
@@ -315,7 +315,7 @@ class WritesAsItDecides(KeepRule):
 
 
 @pytest.mark.parametrize("rule", [Writes(), WritesAsItDecides()], ids=["pi", "decision"])
-def test_a_strange_rule_writes_into_copies(rule: Rule) -> None:
+def test_a_third_party_rule_only_writes_into_copies(rule: Rule) -> None:
     """The rule's pi is half or all of q, and its distance from p is reported although the rule writes into p."""
     strategy = SpeculativeCascade(rule=rule, k=3)
     loaded = load_pair(pair(20, initializer_range=0.5))

@@ -21,7 +21,7 @@ def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
     return Profile(context=context, draft={1: timing([c])}, target=target)
 
 
-def test_v_between_and_beyond_what_was_measured() -> None:
+def test_v_is_interpolated_and_extrapolated() -> None:
     found = flat(0.2, {2: 1.0, 4: 2.0})
     assert [found.v(n) for n in (1, 2, 3, 4, 8)] == [1.0, 1.0, 1.5, 2.0, 4.0]
     assert found.c == 0.2 and found.longest == 4
@@ -32,7 +32,7 @@ def test_v_between_and_beyond_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize(("c", "a", "k", "gain"), [(0.1, 0.9, 10, 3.43), (0.05, 0.9, 13, 4.67), (0.02, 0.9, 19, 6.37)])
-def test_prospects_know_blocks_as_far_as_they_were_timed(c: float, a: float, k: int, gain: float) -> None:
+def test_prospects_extend_only_as_far_as_the_timed_blocks(c: float, a: float, k: int, gain: float) -> None:
     """The papers' case, v = 1: if timed up to 33 tokens, the best k is theirs; up to 9, it may be longer."""
     far, near = (
         next(each for each in prospects(flat(c, dict.fromkeys(blocks, 1.0))) if each.acceptance == a)
@@ -53,7 +53,7 @@ def test_every_block_that_ran_is_timed() -> None:
     assert blocks_for([16], 15) == (1, 2, 3, 4, 5, 6, 7, 8, 9, 12)
 
 
-def test_profile_measures_every_block_and_leaves_the_pair_as_it_was(text_pair: Pair) -> None:
+def test_profile_measures_every_block_and_leaves_the_pair_unchanged(text_pair: Pair) -> None:
     before = generate(text_pair, "hello", max_new_tokens=12, seed=3)
     told: list[tuple[int, int]] = []
     found = profile(
@@ -69,7 +69,7 @@ def test_profile_measures_every_block_and_leaves_the_pair_as_it_was(text_pair: P
 
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
-def test_pretended_texts_have_the_length_that_was_asked_for(name: str) -> None:
+def test_synthetic_contexts_have_the_requested_length(name: str) -> None:
     loaded = load_pair(pair(300, **EVERY_ARCHITECTURE[name]))
     runner = loaded.target.runner
     runner.fill_cache(100)
@@ -85,7 +85,7 @@ def test_profile_leaves_global_random_state_alone(text_pair: Pair) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_steps_are_kept_for_a_pair_as_it_was_run(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+def test_step_times_are_reused_only_for_the_same_configuration(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
     """Step times of another precision, device, thread count, graph setting or vocabulary cut are not used."""
     clean_env.setenv("CASCLI_HOME", str(tmp_path / "home"))
     ids = tmp_path / "ids.txt"

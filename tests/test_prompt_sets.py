@@ -55,7 +55,7 @@ def test_a_set_is_read_by_its_name_with_turns_and_categories(home: Path) -> None
 
 
 @pytest.mark.parametrize("name", list(SETS))
-def test_a_set_that_is_not_there_says_how_to_get_it_and_where_it_goes(home: Path, name: str) -> None:
+def test_a_missing_set_error_explains_how_to_get_it_and_where_to_put_it(home: Path, name: str) -> None:
     with pytest.raises(UsageError) as caught:
         prompt_set(name)
     assert SETS[name].about in str(caught.value) and str(set_path(name)) in str(caught.value)
@@ -75,7 +75,7 @@ def test_a_set_that_is_not_there_says_how_to_get_it_and_where_it_goes(home: Path
         ("", "no prompts found"),
     ],
 )
-def test_what_is_not_the_set_is_refused(home: Path, text: str, words: str) -> None:
+def test_a_file_that_is_not_the_set_is_refused(home: Path, text: str, words: str) -> None:
     put("mt-bench", text)
     with pytest.raises(UsageError) as caught:
         prompt_set("mt-bench")
@@ -86,7 +86,7 @@ def test_names_are_completed() -> None:
     assert completions("spe") == ["spec-bench", "speed-bench"]
 
 
-def test_all_turns_of_a_set_are_asked_and_told_by_category(home: Path) -> None:
+def test_all_turns_of_a_set_are_answered_and_reported_by_category(home: Path) -> None:
     put("mt-bench", lines(LINES))
     common = [
         "--prompts",

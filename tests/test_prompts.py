@@ -13,7 +13,7 @@ def test_prompt_files_may_hold_any_character(tmp_path: Path) -> None:
     assert read_prompts(file)[0].turns == ("a\u2028b\u0085c",)
 
 
-def test_a_key_without_a_value_says_nothing(tmp_path: Path) -> None:
+def test_a_null_key_is_treated_as_absent(tmp_path: Path) -> None:
     """Tables exported as JSON lines have every key on each line."""
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a", "turns": null}\n{"prompt": null, "turns": ["b", "c"], "id": 7}\n')
@@ -21,13 +21,13 @@ def test_a_key_without_a_value_says_nothing(tmp_path: Path) -> None:
     assert [(prompt.turns, prompt.id, prompt.extra) for prompt in found] == [(("a",), "1", {}), (("b", "c"), "7", {})]
 
 
-def test_whole_characters_of_two_halves_are_text(tmp_path: Path) -> None:
+def test_a_surrogate_pair_is_one_character(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(r'{"prompt": "\ud83d\ude00"}')
     assert read_prompts(file)[0].turns == ("\U0001f600",)
 
 
-def test_a_category_without_a_value_is_none(tmp_path: Path) -> None:
+def test_a_null_category_is_none(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a", "category": null}\n{"prompt": "b", "category": 3}\n{"prompt": "c"}\n')
     assert [prompt.category for prompt in read_prompts(file)] == ["", "3", ""]

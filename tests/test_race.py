@@ -53,7 +53,7 @@ class Machine:
             yield place
 
 
-def test_whoever_has_had_the_least_time_goes_next() -> None:
+def test_the_strategy_with_the_least_time_so_far_runs_next() -> None:
     machine = Machine()
     seen: Counter[int] = Counter()
 
@@ -79,7 +79,7 @@ def _runs(order: list[int]) -> Iterator[list[int]]:
             start = i
 
 
-def test_a_machine_that_slows_down_does_so_for_all() -> None:
+def test_a_varying_machine_speed_affects_fair_strategies_equally() -> None:
     """The time ratio of two equal strategies under varying load stays near 1 if fair, but not if sequential."""
 
     def ratio(fair: bool, seed: int) -> float:
@@ -116,7 +116,7 @@ def test_an_error_ends_the_race() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_answers_do_not_depend_on_who_else_is_under_way(temperature: float) -> None:
+def test_answers_do_not_depend_on_concurrent_strategies(temperature: float) -> None:
     """Each strategy has its own caches: tokens, rounds and costs equal those of a sequential run."""
     loaded = load_pair(pair())
     ask: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "measure": False}
@@ -132,7 +132,7 @@ def test_answers_do_not_depend_on_who_else_is_under_way(temperature: float) -> N
     assert Comparison.from_json(fair.to_json()) == fair
 
 
-def test_nobody_else_runs_on_the_pair_meanwhile() -> None:
+def test_the_pair_is_locked_during_a_race() -> None:
     loaded = load_pair(pair())
 
     def nosy(_column: int, _event: object) -> None:
@@ -143,7 +143,7 @@ def test_nobody_else_runs_on_the_pair_meanwhile() -> None:
     assert generate(loaded, "x", max_new_tokens=2).token_ids
 
 
-def test_auto_is_fair_on_a_cpu_alone(text_pair: Pair) -> None:
+def test_auto_means_fair_only_on_a_cpu(text_pair: Pair) -> None:
     assert resolved_schedule("auto", text_pair) == "fair" and resolved_schedule("sequential", text_pair) == "sequential"
 
 
@@ -170,7 +170,7 @@ def after(rounds: int, of: int) -> Any:
 
 
 @pytest.mark.parametrize("schedule", ["fair", "sequential"])
-def test_what_an_interruption_leaves_is_whole(schedule: Any) -> None:
+def test_an_interruption_leaves_consistent_partial_answers(schedule: Any) -> None:
     """Each strategy keeps its partial answer, with metrics that match it."""
     loaded = load_pair(pair())
     done = stopped(loaded, ["target", "speculative:k=3"], after(5, 2), schedule=schedule)
@@ -183,7 +183,7 @@ def test_what_an_interruption_leaves_is_whole(schedule: Any) -> None:
     assert generate(loaded, "x", max_new_tokens=2).token_ids  # the pair is free again
 
 
-def test_nobody_is_charged_what_the_others_took_after_an_interruption() -> None:
+def test_after_an_interruption_no_strategy_is_charged_for_the_others() -> None:
     """Suspended strategies are not resumed: their time ends with their own last round."""
     specs = ["target", "token-cascade", "speculative:k=2", "draft"]
     done = stopped(load_pair(pair()), specs, after(20, 4))
@@ -207,7 +207,7 @@ def test_an_interrupted_repeat_is_not_compared_with_whole_ones() -> None:
     assert len(found.repeats) == 1 and all(run.finish_reason != "interrupted" for run in found.runs)
 
 
-def test_answers_that_agree_as_far_as_they_came_do_not_differ() -> None:
+def test_interrupted_answers_that_agree_so_far_do_not_differ() -> None:
     loaded = load_pair(pair())
     ask = {"prompt_ids": [5, 6, 7], "temperature": 0.0}
     long, short = (generate(loaded, strategy="target", max_new_tokens=n, **ask) for n in (20, 9))
@@ -230,7 +230,7 @@ def interrupted_beside(target: str, other: str) -> Comparison:
     ("target", "other", "same"),
     [("length", "length", True), ("length", "interrupted", None), ("interrupted", "length", None)],
 )
-def test_an_interrupted_answer_is_neither_the_targets_nor_cut_by_the_limit(
+def test_an_interrupted_answer_counts_as_neither_equal_nor_cut_by_the_limit(
     target: str, other: str, same: bool | None
 ) -> None:
     found = interrupted_beside(target, other)
@@ -245,7 +245,7 @@ def test_an_interrupted_answer_is_neither_the_targets_nor_cut_by_the_limit(
     assert ("interrupted" in (verdict([found.summary[0], lossy]) or "")) == (same is None)
 
 
-def test_an_answer_that_left_the_targets_differs_also_if_it_was_interrupted() -> None:
+def test_an_interrupted_answer_that_diverged_from_the_target_differs() -> None:
     found = interrupted_beside("length", "interrupted")
     target, other = found.runs
     changed = other.emitted[4].model_copy(update={"id": (other.emitted[4].id + 1) % 7})
@@ -254,7 +254,7 @@ def test_an_answer_that_left_the_targets_differs_also_if_it_was_interrupted() ->
     assert row.same_as_target is False and row.first_divergence == 4 and (row.answers, row.answers_same) == (1, 0)
 
 
-def test_what_was_interrupted_says_so_wherever_it_is_shown(tmp_path: Path) -> None:
+def test_interrupted_answers_are_marked_wherever_they_are_shown(tmp_path: Path) -> None:
     found = interrupted_beside("length", "interrupted")
     said = "interrupted: 1 of 2 answers are shown as far as they got: speculative k=3"
     file = tmp_path / "int.json"
@@ -276,13 +276,13 @@ def test_an_undecided_cascade_has_no_answer_yet() -> None:
     assert [run.strategy for run in done.comparison().runs] == ["target"]
 
 
-def test_an_interruption_before_anything_was_written_is_one() -> None:
+def test_an_interruption_before_any_output_keeps_no_answers() -> None:
     loaded = load_pair(pair())
     done = Repeats(loaded, [Prompt(("one",), "1")], [parse("target"), parse("draft")], settings_of(loaded))
     assert not done.cut_short()
 
 
-def test_turns_of_a_conversation_are_no_prompts_of_their_own() -> None:
+def test_turns_of_a_conversation_do_not_count_as_prompts() -> None:
     prompts = [Prompt(("one", "two", "three"), "a"), Prompt(("four",), "b"), Prompt(("five", "six"), "c")]
     found = compare(load_pair(pair()), prompts, ["target", "draft"], max_new_tokens=3, measure=False)
     assert found.summary[1].speed_interval_kind == "range" and found.summary[1].speed_interval_over == "prompts"

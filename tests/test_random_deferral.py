@@ -34,7 +34,7 @@ def test_a_real_coin_is_on_the_line() -> None:
     assert found[1].low < 0 < found[1].high
 
 
-def test_the_difference_is_that_of_the_means() -> None:
+def test_the_difference_is_the_difference_of_the_means() -> None:
     rule, exact, draft = drawn(np.random.default_rng(1), 50)
     quality, calls = (
         [np.mean([getattr(each, name) for each in one.values()]) for one in (rule, exact, draft)]
@@ -53,7 +53,7 @@ def test_more_calls_than_speculation_needs_buy_nothing() -> None:
     assert found[0] == pytest.approx(np.mean([dear[each].quality - exact[each].quality for each in dear]))
 
 
-def test_19_of_20_intervals_hold_the_truth_and_none_is_wider_than_need_be() -> None:
+def test_intervals_cover_the_truth_19_of_20_times_and_are_not_too_wide() -> None:
     """Intervals are compared with the truth from very many prompts, and with the scatter of the estimate itself."""
     rng = np.random.default_rng(3)
     truth = against_random(*drawn(rng, 200_000))[0]
@@ -64,7 +64,7 @@ def test_19_of_20_intervals_hold_the_truth_and_none_is_wider_than_need_be() -> N
     assert width == pytest.approx(2 * 1.98 * np.std([value for value, _ in found]), rel=0.12)
 
 
-def test_an_interval_knows_that_the_share_is_estimated() -> None:
+def test_an_interval_accounts_for_the_estimated_share() -> None:
     """The qualities are constant, and only the rule's calls vary: all of the error is in the share."""
     rng = np.random.default_rng(5)
 
@@ -79,7 +79,7 @@ def test_an_interval_knows_that_the_share_is_estimated() -> None:
     assert np.std([value for value, _ in found]) > 0.02, "or there is nothing to know"
 
 
-def test_prompts_that_one_of_them_lacks_do_not_count() -> None:
+def test_prompts_missing_from_any_strategy_are_excluded() -> None:
     rule, exact, draft = drawn(np.random.default_rng(4), 20)
     some = dict(list(rule.items())[:10])
     less = dict(list(exact.items())[5:])
@@ -117,7 +117,7 @@ def table(*without: str, temperature: float = 0.0) -> dict[str, float | None]:
     return {row.strategy: row.quality_vs_random for row in rows(records)}
 
 
-def test_rows_are_held_against_the_cheapest_without_loss() -> None:
+def test_rows_are_compared_with_the_cheapest_lossless_strategy() -> None:
     found = table()
     assert found.pop(RULE) == pytest.approx(0.75 - 0.5)
     assert set(found.values()) == {None}, "not what the line is made of"
@@ -126,7 +126,7 @@ def test_rows_are_held_against_the_cheapest_without_loss() -> None:
     assert table("draft")[RULE] is None and table("target", NEAR, FAR)[RULE] is None
 
 
-def test_what_answered_three_prompts_is_not_the_cheapest() -> None:
+def test_a_strategy_with_missing_answers_is_not_the_reference() -> None:
     """An interrupted or failing strategy must not be the reference: it would limit the others to its own prompts."""
     asked = {"target": (1.0, 40), FAR: (1.0, 20), "draft": (0.0, 0), RULE: (0.75, 6)}
     records = [record(spec, i, *scores) for spec, scores in asked.items() for i in range(8)]

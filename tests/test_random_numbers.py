@@ -38,7 +38,7 @@ def test_seeds_differ_by_each_of_their_parts() -> None:
     assert seed_of(0, "HumanEval/3", 1) == seed_of(0, "HumanEval/3", 1)
 
 
-def test_equal_prompts_of_a_file_get_answers_of_their_own(text_pair: Pair) -> None:
+def test_equal_prompts_of_a_file_get_independent_answers(text_pair: Pair) -> None:
     twins = [Prompt(("hello",), name) for name in ("1", "2")]
     found = compare(text_pair, twins, ["target", "speculative:k=3"], **KEYWORDS, measure=False)
     ours, theirs = found.runs[0], found.runs[2]
@@ -47,7 +47,7 @@ def test_equal_prompts_of_a_file_get_answers_of_their_own(text_pair: Pair) -> No
     assert [run.prompt_id for run in found.runs] == ["1", "1", "2", "2"]
 
 
-def test_turns_get_random_numbers_of_their_own(text_pair: Pair) -> None:
+def test_each_turn_has_its_own_random_numbers(text_pair: Pair) -> None:
     first, second = converse(text_pair, parse("target"), Prompt(("a", "a"), "x"), SETTINGS)
     again = generate(
         text_pair,
@@ -71,7 +71,7 @@ def test_turns_get_random_numbers_of_their_own(text_pair: Pair) -> None:
     assert second.token_ids != other.token_ids
 
 
-def test_strategies_share_them_within_a_prompt(text_pair: Pair) -> None:
+def test_strategies_share_random_numbers_within_a_prompt(text_pair: Pair) -> None:
     """A cascade that always defers writes the target's text, because it draws with the target's random numbers."""
     strategies = [parse("target"), parse("token-cascade:rule=chow,alpha=-0.5"), parse("draft")]
     found = compare(text_pair, [Prompt(("hello",), "7")], strategies, **KEYWORDS, measure=False)
@@ -80,7 +80,7 @@ def test_strategies_share_them_within_a_prompt(text_pair: Pair) -> None:
     assert draft.token_ids != target.token_ids
 
 
-def test_the_problems_of_a_sweep_have_their_own(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_problem_of_a_sweep_has_its_own_random_numbers(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = SweepPlan(strategies=["target"], temperatures=[1.0], max_new_tokens=24)
     problems = [Example("a", "hello"), Example("b", "hello")]
     cell = Cell(strategy="target", temperature=1.0, seed=0)
@@ -96,7 +96,7 @@ def test_the_problems_of_a_sweep_have_their_own(text_pair: Pair, monkeypatch: py
     assert seen.lengths == (24, 24) and not seen.d.q[:24].equal(seen.d.q[24:])
 
 
-def test_a_sweep_asks_every_turn(text_pair: Pair) -> None:
+def test_a_sweep_answers_every_turn(text_pair: Pair) -> None:
     plan = SweepPlan(strategies=["speculative:k=2"], temperatures=[1.0], max_new_tokens=6, likelihood=True)
     problem = Example("x", "hello", later=("and then?",))
     cell = Cell(strategy="speculative:k=2", temperature=1.0, seed=5)
@@ -129,7 +129,7 @@ def test_a_strategy_warms_up_once(text_pair: Pair, monkeypatch: pytest.MonkeyPat
     assert [n for spec, n in asked if spec == "speculative:k=6"] == [8, 5, 5]
 
 
-def test_prompts_without_an_id_go_by_their_place(tmp_path: Path) -> None:
+def test_prompts_without_an_id_use_their_position(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n\n{"prompt": "b", "id": "x"}\n{"prompt": "c"}\n')
     assert [prompt.id for prompt in read_prompts(file)] == ["1", "x", "3"]
@@ -138,7 +138,7 @@ def test_prompts_without_an_id_go_by_their_place(tmp_path: Path) -> None:
         read_prompts(file)
 
 
-def test_a_run_says_what_it_takes_to_repeat_it(text_pair: Pair) -> None:
+def test_a_run_records_everything_needed_to_repeat_it(text_pair: Pair) -> None:
     run = generate(
         text_pair,
         "hello",
@@ -214,7 +214,7 @@ def test_intervals_over_prompts_cover_at_temperature_1(prompts: int, truth: floa
 
 
 @pytest.mark.slow
-def test_shared_random_numbers_would_be_seen(truth: float) -> None:
+def test_shared_random_numbers_would_be_detected(truth: float) -> None:
     """The bug that this file guards against, one set of random numbers for all prompts, shows in the coverage."""
     mean, _ = coverage(80, truth, shared=True)
     assert mean < 0.8

@@ -34,13 +34,13 @@ def pair() -> Pair:
     )
 
 
-def test_it_speaks(pair: Pair) -> None:
+def test_the_target_answers_sensibly(pair: Pair) -> None:
     run = generate(pair, "What is the capital of France?", strategy="target", temperature=0, max_new_tokens=16)
     assert "Paris" in run.text
     assert run.prompt_tokens > 20
 
 
-def test_greedy_speculation_is_the_targets_own_answer(pair: Pair) -> None:
+def test_greedy_speculation_gives_the_answer_of_the_target(pair: Pair) -> None:
     question = "Write a short sentence about the sea."
     target = generate(pair, question, strategy="target", temperature=0, max_new_tokens=40)
     for k in (1, 3, 6):
@@ -50,14 +50,14 @@ def test_greedy_speculation_is_the_targets_own_answer(pair: Pair) -> None:
         assert run.metrics.lossless
 
 
-def test_it_stops_by_itself(pair: Pair) -> None:
+def test_generation_stops_at_the_end_of_text(pair: Pair) -> None:
     run = generate(pair, "Answer with one word: yes or no?", strategy="speculative", temperature=0, max_new_tokens=64)
     assert run.finish_reason == "eos"
     assert "<|im_end|>" not in run.text
     assert run.token_ids[-1] in pair.eos_ids
 
 
-def test_a_lenient_rule_accepts_more_and_says_what_it_costs(pair: Pair) -> None:
+def test_a_lenient_rule_accepts_more_and_reports_its_distance(pair: Pair) -> None:
     strict, lenient = (
         generate(pair, "Tell me a story.", strategy=strategy, temperature=1, seed=3, max_new_tokens=48).metrics
         for strategy in ("speculative:k=4", "speculative-cascade:rule=diff,alpha=1,k=4")
@@ -70,7 +70,7 @@ def test_a_lenient_rule_accepts_more_and_says_what_it_costs(pair: Pair) -> None:
     assert not lenient.lossless
 
 
-def test_loading_needs_little_more_than_the_model_itself() -> None:
+def test_loading_needs_little_more_memory_than_the_model() -> None:
     """By peak memory of a separate process: layers are read and packed one by one, without a second copy."""
     code = f"""
 import resource, torch
@@ -90,7 +90,7 @@ print(peak() - before, pair.target.info.weight_bytes)
     assert grown < weights + head + 49152 * 576 * 2 + 100e6
 
 
-def test_a_draft_of_bytes_reads_its_texts_and_is_lossless(tmp_path: Path) -> None:
+def test_a_byte_level_draft_reads_every_token_and_is_lossless(tmp_path: Path) -> None:
     """A real vocabulary with the smallest one: every token is read as its bytes, even if it splits a character."""
     byte_tokenizer().save_pretrained(tmp_path)
     draft = model(1, 257)

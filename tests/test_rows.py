@@ -14,7 +14,7 @@ from cascli.strategies import parse
 from tests.pairs import pair
 
 
-def test_tokens_that_a_smaller_draft_cuts_off_are_announced() -> None:
+def test_tokens_cut_off_by_a_smaller_draft_are_reported() -> None:
     with pytest.warns(
         PairWarning, match="draft model has 6 rows, so 4 tokens, from id 6 onwards, are cut off both models"
     ):
@@ -23,14 +23,14 @@ def test_tokens_that_a_smaller_draft_cuts_off_are_announced() -> None:
     assert max(generate(loaded, prompt_ids=[1], strategy="target", max_new_tokens=30).token_ids) < 6
 
 
-def test_padding_is_no_token() -> None:
+def test_padding_rows_are_not_tokens() -> None:
     """Rows beyond the tokenizer's 257 are not tokens, in either model."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", PairWarning)
         assert load_pair(pair(320, draft_vocab=300)).vocab == 257
 
 
-def test_an_end_that_is_cut_off_is_refused() -> None:
+def test_cutting_off_the_end_of_text_token_is_refused() -> None:
     config = pair(10, draft_vocab=6)
     config["target"]["source"]["random"]["eos_token_id"] = 8
     with pytest.raises(ConfigError, match="among them 8, which ends the target's texts"):

@@ -112,7 +112,9 @@ def outside(tmp_path: Path) -> dict[str, Any]:
 
 @walled
 @pytest.mark.parametrize("name", EFFECTS)
-def test_nothing_reaches_outside(name: str, outside: dict[str, Any], who: str, tmp_path: Path) -> None:
+def test_attacks_have_no_effect_outside_the_sandbox(
+    name: str, outside: dict[str, Any], who: str, tmp_path: Path
+) -> None:
     server, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
     unix.bind(str(tmp_path / "s"))
     unix.listen()
@@ -153,13 +155,13 @@ CALLS = {
 
 @walled
 @pytest.mark.parametrize("name", CALLS)
-def test_no_system_call_that_reaches_others(name: str, who: str) -> None:
+def test_system_calls_that_reach_other_processes_fail(name: str, who: str) -> None:
     code = f"try:\n    {CALLS[name]}\n    done = True\n"
     code += "except (OSError, ZeroDivisionError, ValueError):\n    done = False\n"
     assert passes(code + "def f(a, b): return done\n", "def check(candidate):\n    assert candidate(1, 2) is False\n")
 
 
-def test_without_its_walls_the_attacks_would_succeed(
+def test_the_attacks_succeed_without_the_walls(
     outside: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted: a guard that builds no walls. Without this check, the tests above could pass by accident."""
@@ -178,7 +180,7 @@ def test_without_its_walls_the_attacks_would_succeed(
 
 @walled
 @pytest.mark.parametrize("name", READS)
-def test_nothing_outside_is_read(name: str, outside: dict[str, Any], who: str) -> None:
+def test_files_outside_cannot_be_read(name: str, outside: dict[str, Any], who: str) -> None:
     """The answer is right only if its read fails."""
     attack = READS[name].format(**outside)
     code = f"try:\n    found = {attack}\nexcept OSError:\n    found = None\ndef f(a, b): return found is None\n"
@@ -218,7 +220,7 @@ os._exit(0)
 
 @walled
 @pytest.mark.parametrize("name", FORGED)
-def test_no_answer_passes_but_a_right_one(name: str) -> None:
+def test_forged_answers_do_not_pass(name: str) -> None:
     assert not passes(FORGED[name] + ("" if "def f" in FORGED[name] else "\ndef f(a, b): return 0\n"))
 
 
@@ -244,7 +246,7 @@ while True: pass
         "x = " + "1 + " * 200_000 + "1",
     ],
 )
-def test_whatever_an_answer_does_is_no_pass_and_ends(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_misbehaving_answers_fail_and_terminate(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "SECONDS", 2)
     start = time.perf_counter()
     assert not passes(code + ("" if "f" in code.split() or "def f" in code else "\ndef f(a, b): return 0\n"))
@@ -260,7 +262,7 @@ def test_tests_may_use_the_functions_own_name() -> None:
 
 
 @walled
-def test_long_programs_are_no_trouble() -> None:
+def test_long_programs_are_supported() -> None:
     assert passes("# " + "x" * 3_000_000 + "\n" + RIGHT)
 
 
@@ -271,7 +273,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_plain_values_travel_as_they_are(value: Any) -> None:
+def test_plain_values_survive_encoding(value: Any) -> None:
     again = guard.decoded(json.loads(json.dumps(guard.encoded(value))))
     assert type(again) is type(value) and again == value
 
@@ -298,20 +300,20 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("refused")
-def test_without_walls_code_is_refused_or_the_user_is_told() -> None:
+def test_without_walls_code_is_refused_or_a_warning_is_given() -> None:
     with pytest.raises(UsageError, match=r"cannot be sandboxed here: files \(landlock: not there\); system calls"):
         sandbox.check(unsafe=False)
     assert "WITHOUT a sandbox for files" in (sandbox.check(unsafe=True) or "")
 
 
-def test_a_wall_that_was_only_asked_for_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wall_that_is_requested_but_ineffective_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each wall is tested: the action that it prevents must fail."""
     with pytest.raises(OSError, match="open /etc/passwd is still possible"):
         guard._must_fail("open /etc/passwd", lambda: os.close(os.open("/etc/passwd", os.O_RDONLY)))
 
 
 @walled
-def test_a_sandbox_that_breaks_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sandbox_failure_is_not_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "_start", lambda *_: (_ for _ in ()).throw(OSError("Argument list too long")))
     assert not passes(RIGHT)
 
@@ -334,7 +336,7 @@ sys.platform = "darwin"
 """
 
 
-def test_where_nothing_can_be_walled_off_it_is_said_what() -> None:
+def test_missing_walls_are_listed_where_none_can_be_built() -> None:
     """As on macOS, without a memory limit and without walls: the limits that exist are still set."""
     code = (
         "from cascli.sweeps import guard; print(json.dumps([guard.build(), resource.getrlimit(resource.RLIMIT_CPU)]))"
@@ -349,7 +351,7 @@ def test_where_nothing_can_be_walled_off_it_is_said_what() -> None:
 
 @walled
 @pytest.mark.parametrize("unsafe", [True, False])
-def test_a_lower_limit_than_ours_is_no_failure_of_the_answer(unsafe: bool) -> None:
+def test_a_lower_existing_limit_does_not_fail_the_answer(unsafe: bool) -> None:
     code = (
         "import resource; from cascli.sweeps import sandbox; resource.setrlimit(resource.RLIMIT_AS, (900 << 20,) * 2);"
         f"print(sandbox.passes({RIGHT!r}, {TESTS!r}, 'f', unsafe={unsafe}))"
@@ -357,7 +359,7 @@ def test_a_lower_limit_than_ours_is_no_failure_of_the_answer(unsafe: bool) -> No
     assert started(code) == "True"
 
 
-def test_code_that_could_not_be_walled_off_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_could_not_be_sandboxed_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     """If walls that worked when they were tested fail now, it is an error: a "no" would blame the answer."""
     guarded = Path(guard.__file__)
     code = f"import runpy, sys; sys.platform = 'other'; runpy.run_path({str(guarded)!r}, run_name='__main__')"
@@ -367,7 +369,7 @@ def test_code_that_could_not_be_walled_off_has_no_score(monkeypatch: pytest.Monk
     assert sandbox.passes(RIGHT, TESTS, "f", unsafe=True)
 
 
-def test_the_module_is_imported_where_there_is_no_such_library() -> None:
+def test_the_module_can_be_imported_without_the_c_library() -> None:
     """The module can be imported on Windows, where ctypes.CDLL(None) raises a TypeError."""
     code = "import ctypes; ctypes.CDLL = None; from cascli.sweeps import sandbox; print(sandbox.SECONDS)"
     assert started(code) == str(guard.SECONDS + 2)

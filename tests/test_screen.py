@@ -128,7 +128,7 @@ def harmless(text: str) -> bool:
 
 @pytest.mark.parametrize("color", [True, False])
 @pytest.mark.parametrize("text", HOSTILE, ids=repr)
-def test_no_control_sequence_of_a_stranger_is_printed(found: Comparison, text: str, color: bool) -> None:
+def test_foreign_control_sequences_are_not_printed(found: Comparison, text: str, color: bool) -> None:
     runs = [hostile(run, f"a{text}b") for run in found.runs]
     rows = [row.model_copy(update={"strategy": f"target{text}"}) for row in found.summary]
     views = [screen(color=color) for _ in range(3)]
@@ -147,7 +147,7 @@ def test_no_control_sequence_of_a_stranger_is_printed(found: Comparison, text: s
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=repr)
-def test_errors_are_harmless_too(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_sequences_in_errors_are_not_printed(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     import typer
 
     def fails() -> None:
@@ -173,7 +173,7 @@ def test_tokens_of_a_trace_are_not_dim(found: Comparison) -> None:
     assert not {style for style in styles if style.startswith("2;")}, "dim is for the gutter and the notes"
 
 
-def test_a_token_is_marked_by_what_the_rule_said_of_it() -> None:
+def test_a_token_is_marked_by_the_decision_of_the_rule() -> None:
     """A token is marked by the rule's decision about it, not by the share of the position's mass that was deferred."""
 
     def drafted(deferred: bool) -> Drafted:
@@ -185,7 +185,7 @@ def test_a_token_is_marked_by_what_the_rule_said_of_it() -> None:
     assert [is_deferred(step, place) for place in range(3)] == [True, False, False]
 
 
-def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
+def test_spreadsheets_do_not_interpret_text_as_a_formula() -> None:
     record = for_spreadsheets({"a": "=1+1", "b": "@x", "c": -1.5, "d": "target", "e": "+x", "f": None})
     assert record == {"a": "'=1+1", "b": "'@x", "c": -1.5, "d": "target", "e": "'+x", "f": None}
 
@@ -205,7 +205,7 @@ def test_a_result_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links are for administrators")
-def test_a_link_stays_one_and_a_private_file_private(tmp_path: Path) -> None:
+def test_a_link_stays_a_link_and_a_private_file_stays_private(tmp_path: Path) -> None:
     place, link, later = tmp_path / "a.csv", tmp_path / "link.csv", tmp_path / "later.csv"
     place.write_text("old")
     place.chmod(0o600)
@@ -219,7 +219,7 @@ def test_a_link_stays_one_and_a_private_file_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no such rights")
-def test_a_private_file_is_private_also_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_file_stays_private_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, modes, opened = tmp_path / "a.csv", [], os.fdopen
     place.write_text("old")
     place.chmod(0o600)
@@ -234,7 +234,7 @@ def test_a_private_file_is_private_also_while_it_is_written(tmp_path: Path, monk
 
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such device")
-def test_the_standard_output_is_what_the_shell_has_opened(tmp_path: Path) -> None:
+def test_standard_output_redirected_to_a_file_is_not_replaced(tmp_path: Path) -> None:
     """Even if standard output is a file, it is not replaced: that would lose what is written to it before and after."""
     code = "from cascli import files; from pathlib import Path;"
     code += "print('before'); files.write(Path('/dev/stdout'), 'result;'); print('after')"
@@ -247,7 +247,7 @@ def test_the_standard_output_is_what_the_shell_has_opened(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no such masks")
-def test_new_files_are_as_the_mask_of_now_has_them(tmp_path: Path) -> None:
+def test_new_files_follow_the_current_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         files.write(tmp_path / "private.json", "x")
@@ -259,7 +259,7 @@ def test_new_files_are_as_the_mask_of_now_has_them(tmp_path: Path) -> None:
         files.write(tmp_path / "round.json", "x")
 
 
-def test_numbers_have_their_unit_and_stand_under_their_name(text_pair: Pair) -> None:
+def test_numbers_have_units_and_the_right_column_heading(text_pair: Pair) -> None:
     from cascli.analysis.comparison import Row
     from cascli.analysis.percentiles import Percentiles
     from cascli.render.numbers import duration, seconds, size

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return folder_of(tmp_path / "out", header_of(PLAN), records_of(PLAN))
 
 
-def test_a_folder_is_its_table(folder: Path) -> None:
+def test_showing_a_folder_shows_its_table(folder: Path) -> None:
     shown = show(str(folder))
     assert shown.exit_code == 0, shown.output
     assert shown.stdout == show(str(folder / "sweep.json")).stdout
@@ -48,7 +48,7 @@ def test_a_folder_without_a_sweep_says_so(tmp_path: Path) -> None:
     assert shown.exit_code == 2 and "not a sweep's results.csv" in shown.stderr
 
 
-def test_a_table_that_was_written_is_shown_again(folder: Path, tmp_path: Path) -> None:
+def test_a_written_table_can_be_shown(folder: Path, tmp_path: Path) -> None:
     """It has every number, interval and note of the folder's own table."""
     file, table = tmp_path / "results.csv", tidy_rows(rows(records_of(PLAN), PLAN), header_of(PLAN))
     file.write_text(csv_of(table))
@@ -63,7 +63,7 @@ def test_a_table_that_was_written_is_shown_again(folder: Path, tmp_path: Path) -
     assert damaged.exit_code == 2 and "not a valid cascli file" in damaged.stderr
 
 
-def test_a_table_of_before_columns_were_tidy_is_shown_too() -> None:
+def test_a_table_from_before_tidy_columns_can_be_shown() -> None:
     shown = show(str(HUMANEVAL / "results.csv"))
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.count("spec-cascade") == 20 and "-0.150 (-0.32 to +0.03)" in shown.stdout
@@ -76,7 +76,7 @@ def test_a_table_of_before_columns_were_tidy_is_shown_too() -> None:
 @pytest.mark.parametrize(
     ("suffix", "begins"), [(".html", b"<!doctype html>"), (".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")]
 )
-def test_report_and_figure_are_made_again(folder: Path, tmp_path: Path, suffix: str, begins: bytes) -> None:
+def test_report_and_figure_can_be_regenerated(folder: Path, tmp_path: Path, suffix: str, begins: bytes) -> None:
     """They are made from the saved answers alone, with another title."""
     made = show(str(folder), "-o", str(tmp_path / f"talk{suffix}"), "--title", "A talk")
     assert made.exit_code == 0, made.output
@@ -88,7 +88,7 @@ def test_report_and_figure_are_made_again(folder: Path, tmp_path: Path, suffix: 
     assert refused.exit_code == 2 and "cannot be written as md" in refused.stderr
 
 
-def test_strategies_of_a_sweep_are_picked(folder: Path) -> None:
+def test_strategies_of_a_sweep_can_be_selected(folder: Path) -> None:
     shown = show(str(folder), "-s", "speculative-cascade:rule=opt,k=2", "-s", "draft")
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.count("spec-cascade opt") == 6 and "token-v3" not in shown.stdout and "draft" in shown.stdout
@@ -96,7 +96,7 @@ def test_strategies_of_a_sweep_are_picked(folder: Path) -> None:
     assert unknown.exit_code == 2 and "did you mean 'speculative" in unknown.stderr
 
 
-def test_a_name_fits_what_has_all_its_parameters() -> None:
+def test_a_name_selects_strategies_that_have_all_its_parameters() -> None:
     specs = ["speculative:k=2", "speculative:k=4", "speculative-cascade:rule=opt,alpha=0.1,k=4"]
     for names, wanted in (
         (["speculative"], specs[:2]),
@@ -121,7 +121,7 @@ def comparison(text_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return file
 
 
-def test_strategies_of_a_comparison_are_picked(comparison: Path) -> None:
+def test_strategies_of_a_comparison_can_be_selected(comparison: Path) -> None:
     whole = json.loads(comparison.read_text())
     shown = json.loads(show(str(comparison), "-s", "speculative", "--json").stdout)
     assert [row["strategy"] for row in shown["summary"]] == ["speculative:k=2"]
@@ -131,7 +131,7 @@ def test_strategies_of_a_comparison_are_picked(comparison: Path) -> None:
     assert text.exit_code == 0 and "speculative k=2" in text.stdout and "draft" not in text.stdout.splitlines()[0]
 
 
-def test_a_prompt_of_a_comparison_is_picked(comparison: Path, tmp_path: Path) -> None:
+def test_a_prompt_of_a_comparison_can_be_selected(comparison: Path, tmp_path: Path) -> None:
     """Its numbers are computed from the runs of that prompt alone."""
     whole = json.loads(comparison.read_text())
     shown = json.loads(show(str(comparison), "--prompt", "2", "--json").stdout)
@@ -146,7 +146,7 @@ def test_a_prompt_of_a_comparison_is_picked(comparison: Path, tmp_path: Path) ->
     assert refused.exit_code == 2 and "unknown prompt '3'" in refused.stderr
 
 
-def test_only_what_has_parts_is_picked_from(tmp_path: Path, folder: Path) -> None:
+def test_selecting_from_a_document_without_parts_is_refused(tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "curves.json"
     file.write_text('{"schema": "cascli.rule-curves/1", "estimates": []}')
     refused = show(str(file), "-s", "target")
@@ -155,7 +155,7 @@ def test_only_what_has_parts_is_picked_from(tmp_path: Path, folder: Path) -> Non
     assert refused.exit_code == 2 and "no prompts to choose from" in refused.stderr
 
 
-def test_lines_of_runs_are_shown_each_under_its_prompt(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+def test_each_run_of_a_jsonl_file_is_shown_under_its_prompt(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
     file, prompts = tmp_path / "runs.jsonl", tmp_path / "prompts.jsonl"
     prompts.write_text('{"id": "a", "prompt": "hi"}\n{"id": "b", "prompt": "ho"}\n')
     asked = ["generate", "-c", "tiny-random", "--prompts", str(prompts), "--max-new-tokens", "3", "-o", str(file)]

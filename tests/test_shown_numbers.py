@@ -48,7 +48,7 @@ def nats_cell(row: Row | SweepRow) -> str:
 # ---- what an answer is
 
 
-def test_nats_an_answer_are_the_same_on_the_screen_and_in_a_file(pair: Pair) -> None:
+def test_nats_per_answer_agree_on_the_screen_and_in_a_file(pair: Pair) -> None:
     """The turns of a conversation are one answer; the bug: the file counted turns."""
     raced = compare(pair, ASKED, ["target", "speculative-cascade:rule=min-p,alpha=0.3,k=2"], max_new_tokens=6,
                     temperature=1, measure=False)  # fmt: skip
@@ -58,7 +58,7 @@ def test_nats_an_answer_are_the_same_on_the_screen_and_in_a_file(pair: Pair) -> 
     assert record["kl_per_answer"] == row.distances.kl / 3 and nats_cell(row) == nats(row.distances.kl / 3)
 
 
-def test_nats_an_answer_of_a_sweep_do_not_grow_with_its_seeds(pair: Pair) -> None:
+def test_nats_per_answer_of_a_sweep_do_not_grow_with_its_seeds(pair: Pair) -> None:
     """Two seeds and three repeats are six answers to a prompt."""
     plan = plan_of(strategies=["target", "speculative:k=2"], temperatures=[1.0], seeds=[0, 1], runs=3)
     run = compare(pair, "hi", ["speculative-cascade:rule=min-p,alpha=0.3,k=2"], max_new_tokens=6, measure=False).runs[0]
@@ -76,7 +76,7 @@ def test_nats_an_answer_of_a_sweep_do_not_grow_with_its_seeds(pair: Pair) -> Non
 # ---- intervals
 
 
-def test_what_is_held_against_itself_does_not_scatter() -> None:
+def test_a_comparison_with_itself_has_no_scatter() -> None:
     """a / b / c * d need not be exactly 1 where both are the same: rounding is not scatter."""
     times = [(10.0 + i, 0.1 * (i + 1), 10.0 + i, 0.1 * (i + 1)) for i in range(9)]
     products = {a / b / c * d for a, b, c, d in times}
@@ -86,7 +86,7 @@ def test_what_is_held_against_itself_does_not_scatter() -> None:
         assert found is not None and found.kind == "no scatter"
 
 
-def test_differences_that_rounding_alone_tells_apart_do_not_scatter() -> None:
+def test_differences_equal_up_to_rounding_have_no_scatter() -> None:
     gains = [0.7 - 0.8, 0.2 - 0.3, 0.1 - 0.2]
     assert len({*gains}) > 1
     for several in (gains, gains * 4):
@@ -95,7 +95,7 @@ def test_differences_that_rounding_alone_tells_apart_do_not_scatter() -> None:
     assert difference_interval([-0.1, -0.1 + 1e-6] * 4) != difference_interval([-0.1] * 8)
 
 
-def test_speeds_are_the_same_in_whatever_order_answers_ended() -> None:
+def test_speeds_do_not_depend_on_the_order_of_answers() -> None:
     """A killed and resumed sweep, or Ray's workers, save them in another order."""
     prompts = [(10.0 + i, 1.0 + i % 3, 10.0, 1.0 + i % 4) for i in range(9)]
     assert (
@@ -105,7 +105,7 @@ def test_speeds_are_the_same_in_whatever_order_answers_ended() -> None:
     )
 
 
-def test_a_single_prompt_without_calls_leaves_the_interval_one() -> None:
+def test_one_prompt_without_calls_still_leaves_an_interval() -> None:
     """One zero of eight ratios leaves an interval; many zeros leave a logarithm no scatter: only a range is given."""
     some = ratio_interval([[(float(calls), 10.0)] for calls in (0, 4, 5, 6, 5, 4, 6, 5)])
     assert some is not None and some.kind == "95%" and 0 < some.low < 35 / 80 < some.high < 1
@@ -136,11 +136,11 @@ def ratio_of(mean: float, low: float, high: float, kind: Any, prompts: int = 8) 
         (ratio_of(1.5, 1.4, 1.6, "95%"), "more calls"),
     ],
 )
-def test_an_outcome_is_by_the_prompts_that_there_are(ratio: Ratio, said: str) -> None:
+def test_the_outcome_depends_on_the_interval_and_the_number_of_prompts(ratio: Ratio, said: str) -> None:
     assert outcome(costs_of(ratio)) == said
 
 
-def test_corpus_bleu_lies_in_its_interval_though_every_answer_alone_has_none() -> None:
+def test_corpus_bleu_is_inside_its_interval_even_if_each_answer_alone_is_0() -> None:
     """Each answer matches only some orders of n-grams: alone they have BLEU 0, together more."""
 
     def answer(matches: list[int]) -> list[int]:
@@ -156,7 +156,7 @@ def test_corpus_bleu_lies_in_its_interval_though_every_answer_alone_has_none() -
     assert few is not None and few.low <= corpus_bleu(spread[:4]) <= few.high
 
 
-def test_times_that_depend_on_each_other_have_no_interval_over_prompts(pair: Pair) -> None:
+def test_dependent_times_have_no_interval_over_prompts(pair: Pair) -> None:
     specs = ["target", "speculative:draft=suffix,k=2", "speculative:draft=suffix,remember=2,k=2"]
     raced = compare(pair, ASKED, specs, max_new_tokens=4, measure=False)
     target, plain, remembering = raced.summary
@@ -208,7 +208,7 @@ def test_speeds_of_a_sweep_have_an_interval_over_prompts() -> None:
     assert rows(batches, plan)[1].speed_interval is None and rows(batches, plan)[1].speed_vs_target is not None
 
 
-def test_what_failed_is_not_held_against_what_did_not() -> None:
+def test_failed_answers_are_excluded_from_both_sides_of_a_comparison() -> None:
     """One answer is missing for one seed: speed and difference use only the answers that both have."""
     plan = plan_of(strategies=["target", "speculative:k=4"], temperatures=[1.0], seeds=[0, 1])
     known = {"target": (0.2, 0.8), "speculative:k=4": (0.1, 0.7)}
@@ -225,7 +225,7 @@ def test_what_failed_is_not_held_against_what_did_not() -> None:
     assert (row.prompts_compared, target.prompts_compared) == (15, 16)
 
 
-def test_the_length_of_acceptance_counts_all_rounds() -> None:
+def test_mean_acceptance_length_counts_all_rounds() -> None:
     """Rounds of answers for which prompt lookup drafted nothing count too, even in folders that did not record them."""
     plan = plan_of(strategies=["target", "speculative:draft=prompt-lookup,k=2"], temperatures=[0.0])
     records = records_of(plan, 2)
@@ -239,7 +239,7 @@ def test_the_length_of_acceptance_counts_all_rounds() -> None:
         assert rows(some, plan)[1].mean_acceptance_length == 1 + 20 / 20
 
 
-def test_what_prompt_lookup_writes_a_round_is_tokens_over_calls(pair: Pair) -> None:
+def test_mean_acceptance_length_of_prompt_lookup_counts_empty_rounds(pair: Pair) -> None:
     asked = [Prompt(("nothing twice",), "a"), Prompt(("again again again again again",), "b")]
     raced = compare(pair, asked, ["target", "speculative:draft=prompt-lookup,k=3"], max_new_tokens=20, measure=False)
     row = raced.summary[1]
@@ -252,7 +252,7 @@ def test_what_prompt_lookup_writes_a_round_is_tokens_over_calls(pair: Pair) -> N
 # ---- words
 
 
-def test_small_numbers_are_not_zero_and_shares_not_whole() -> None:
+def test_small_numbers_are_not_shown_as_0_nor_shares_rounded_to_0_or_100() -> None:
     assert [nats(value) for value in (None, 0, 0.004, 0.04, 0.06, 35.81)] == ["–", "0", "0.004", "0.04", "0.1", "35.8"]
     assert [percent(share) for share in (0, 0.004, 0.005, 0.5, 0.995, 0.999, 1)] == [
         "0%", "<1%", "<1%", "50%", ">99%", ">99%", "100%",
@@ -277,7 +277,7 @@ def test_notes_say_what_brackets_and_nats_are() -> None:
     assert "parameters, else speculative:k=2; length" in several, "the first that ran, not the first that is named"
 
 
-def test_one_rule_that_was_cut_does_not_speak_for_all() -> None:
+def test_one_rule_with_cut_answers_does_not_decide_the_cost_verdict() -> None:
     told = priced("speculative-cascade:rule=opt", costs_of(ratio_of(0.5, 0.4, 0.6, "range", 3)))
     cut = priced("speculative-cascade:rule=chow", costs_of(None, "1 of 3 answers of it were cut off by the limit"))
     assert cost_verdict([told, cut]) is None
@@ -290,7 +290,7 @@ def fast(spec: str, speed: float, low: float, high: float, **more: Any) -> Row:
     return Row.model_validate(values | {"speed_interval_kind": "95%"} | more)
 
 
-def test_a_slower_strategy_is_within_chance_too() -> None:
+def test_a_slower_strategy_can_also_be_within_chance() -> None:
     target = fast("target", 1.0, 1.0, 1.0, speed_interval_kind="no scatter")
     assert verdict([target, fast("speculative:k=2", 0.86, 0.67, 1.1)], fancy=False) == (
         "None that calls the target is as fast with the same distribution (best: speculative k=2, 0.86x,"
@@ -314,7 +314,7 @@ def test_an_explanation_does_not_contradict_its_verdict() -> None:
     assert "Slower than target alone here." in slower and "no k is expected to gain (best k 4: 0.91x)" in slower
 
 
-def test_a_bench_has_one_speed(tmp_path: Path, pair: Pair) -> None:
+def test_a_bench_reports_the_same_speed_everywhere(tmp_path: Path, pair: Pair) -> None:
     """The bug: the file used medians, the screen totals."""
     from cascli.jobs.bench import bench
 
@@ -324,7 +324,7 @@ def test_a_bench_has_one_speed(tmp_path: Path, pair: Pair) -> None:
     assert record["speed_vs_target"] == found.synthetic.accounts[0].measured_speed_up
 
 
-def test_corpus_bleu_too_compares_what_both_have_answered() -> None:
+def test_corpus_bleu_compares_only_answers_that_both_have() -> None:
     """Both strategies give the same answers for each seed, and one of the target's failed: the difference is 0."""
     plan = plan_of(strategies=["target", "speculative:k=4"], temperatures=[1.0], seeds=[0, 1])
     shares = [[12, 12, 9 - i, 6 - i % 3, 4, 2, 12, 11, 10, 9] for i in range(8)]
@@ -344,7 +344,7 @@ def test_corpus_bleu_too_compares_what_both_have_answered() -> None:
     assert rows(bare, plan)[1].quality_vs_target is None and rows(bare, plan)[1].quality == row.quality
 
 
-def test_the_account_is_of_the_answers_that_the_table_is_of(pair: Pair) -> None:
+def test_the_account_covers_the_same_answers_as_the_table(pair: Pair) -> None:
     """The account includes answers for which nothing was drafted, as with prompt lookup."""
     how = {"max_new_tokens": 24, "temperature": 1.0, "measure": False}
     raced = compare(pair, ["one", "two"], ["target", "speculative:k=2"], **how)

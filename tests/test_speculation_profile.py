@@ -93,7 +93,7 @@ def comparison() -> Comparison:
     )
 
 
-def test_a_comparison_is_told_as_it_was(comparison: Comparison) -> None:
+def test_a_profile_matches_the_traces_of_its_comparison(comparison: Comparison) -> None:
     """Every number is recounted from the traces of the exact strategy at its longest k."""
     found = json.loads(of_comparison(comparison).to_json())
     consistent(found)
@@ -113,7 +113,7 @@ def test_a_comparison_is_told_as_it_was(comparison: Comparison) -> None:
     assert found["draft_checkpoint"]["id"].startswith("random:llama") and found["producer"].startswith("cascli ")
 
 
-def test_it_says_how_many_answers_were_under_way(comparison: Comparison) -> None:
+def test_the_profile_records_the_concurrency(comparison: Comparison) -> None:
     """Acceptance rates do not depend on the batch size, but speed does."""
     many = comparison.model_copy(update={"batch_size": 4})
     told = [of_comparison(each).measurement_conditions.concurrency for each in (comparison, many)]
@@ -133,14 +133,14 @@ MUTATIONS: dict[str, Callable[[Document], object]] = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_the_rules_see_what_is_wrong(comparison: Comparison, mutation: str) -> None:
+def test_the_consistency_rules_detect_mutations(comparison: Comparison, mutation: str) -> None:
     found = json.loads(of_comparison(comparison).to_json())
     MUTATIONS[mutation](found)
     with pytest.raises(AssertionError):
         consistent(found)
 
 
-def test_lengths_that_never_occurred_are_no_rejections() -> None:
+def test_acceptance_lengths_that_never_occurred_are_not_rejections() -> None:
     """No round kept exactly one of three drafts, about half kept two: the first passed as often as the second."""
     kept = [Kept("1", "", [40, 0, 60]), Kept("2", "", [10])]
     found = profile(Drafting("speculative", {"k": 3}), kept, {3: kept}, **HOW)
@@ -164,7 +164,7 @@ def test_lengths_that_never_occurred_are_no_rejections() -> None:
         ("speculative-cascade:rule=opt,alpha=0.3,k=2", "draft_model", "chain_analytic"),
     ],
 )
-def test_what_may_be_said_of_shorter_drafts(spec: str, method: str, model: str) -> None:
+def test_method_and_accept_length_model_match_the_strategy(spec: str, method: str, model: str) -> None:
     strategy = parse(spec)
     kept = [Kept("1", "", [1, 2, 3])]
     [drafting] = described([Drafting(strategy.name, strategy.params)])
@@ -174,7 +174,7 @@ def test_what_may_be_said_of_shorter_drafts(spec: str, method: str, model: str) 
         consistent(json.loads(found.to_json()))
 
 
-def test_which_strategy_it_is_of() -> None:
+def test_the_right_strategy_is_profiled() -> None:
     def chosen(*specs: str) -> list[str]:
         places = {parse(spec).spec: spec for spec in specs}
         found = described(Drafting(parse(spec).name, parse(spec).params) for spec in specs)
@@ -201,7 +201,7 @@ def test_which_strategy_it_is_of() -> None:
         ("random:llama#1", "random:llama#1", None),
     ],
 )
-def test_models_are_told_without_this_machines_folders(source: str, name: str, revision: str | None) -> None:
+def test_model_names_do_not_reveal_local_folders(source: str, name: str, revision: str | None) -> None:
     found = Checkpoint.of(source, "int8")
     assert (found.id, found.revision) == (name, revision)
 
@@ -248,7 +248,7 @@ def test_compare_and_sweep_write_the_same(asked: Path, tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "no strategy drafts ahead" in refused.stderr
 
 
-def test_a_saved_comparison_can_still_be_told(comparison: Comparison, tmp_path: Path) -> None:
+def test_a_saved_comparison_can_be_exported_as_a_profile(comparison: Comparison, tmp_path: Path) -> None:
     file, out = tmp_path / "c.json", tmp_path / "speculation_profile.json"
     file.write_text(comparison.to_json())
     shown = cascli("show", str(file), "-s", "speculative:k=3", "-o", str(out))
@@ -257,7 +257,7 @@ def test_a_saved_comparison_can_still_be_told(comparison: Comparison, tmp_path: 
     assert json.loads(out.read_text())["num_speculative_tokens"] == 3
 
 
-def test_nothing_is_computed_where_nothing_drafts(tmp_path: Path) -> None:
+def test_a_profile_without_a_drafting_strategy_is_refused_up_front(tmp_path: Path) -> None:
     refused = cascli("compare", "hi", "-s", "target", "-o", str(tmp_path / "speculation_profile.json"))
     assert refused.exit_code == 2 and "-s speculative:k=4" in refused.stderr
     plan = tmp_path / "plan.yaml"
@@ -272,7 +272,7 @@ def test_without_drafts_there_is_no_profile(text_pair: Pair) -> None:
         of_comparison(alone)
 
 
-def test_a_sweeps_profile_is_of_its_first_temperature_and_of_one_batch_size_or_none() -> None:
+def test_a_sweep_profile_uses_the_first_temperature_and_any_single_batch_size() -> None:
     spec = "speculative:k=2"
     plan = plan_of(strategies=[spec], temperatures=[1.0, 0.0])
 

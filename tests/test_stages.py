@@ -24,7 +24,7 @@ def texts(told: list[Stage]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
-def test_shares_rise_to_one(name: str) -> None:
+def test_progress_rises_to_one(name: str) -> None:
     told: list[Stage] = []
     loaded = load_pair(pair(300, **EVERY_ARCHITECTURE[name]), on_stage=told.append)
     found = shares(told)
@@ -36,13 +36,15 @@ def test_shares_rise_to_one(name: str) -> None:
     assert texts(told)[0] == "reading the tokenizer"
 
 
-def test_a_model_alone_is_the_whole() -> None:
+def test_a_single_model_accounts_for_all_progress() -> None:
     told: list[Stage] = []
     load_pair({"target": pair(300)["target"]}, on_stage=told.append)
     assert shares(told)[-1] == 1.0 and not any("draft" in text for text in texts(told))
 
 
-def test_packing_is_told_the_first_time_and_reading_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_is_reported_the_first_time_and_reading_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("cascli.models.size.LARGE", 1)
     stored = stored_alone(tmp_path / "model")
@@ -63,7 +65,7 @@ class Clock:
         return self.now
 
 
-def test_the_time_left_is_told_of_the_last_model_alone_and_is_met() -> None:
+def test_time_left_is_given_for_the_last_model_only_and_is_accurate() -> None:
     told: list[Stage] = []
     clock = Clock()
     stages = Stages(told.append, clock)
@@ -81,7 +83,7 @@ def test_the_time_left_is_told_of_the_last_model_alone_and_is_met() -> None:
     assert told[-1].done == told[-1].total == 410
 
 
-def test_a_count_that_is_not_exact_does_not_fall_back() -> None:
+def test_progress_never_decreases_if_counts_are_inexact() -> None:
     told: list[Stage] = []
     stages = Stages(told.append)
     stages.plan([Work("draft", "reading", 10, 1, 1), Work("target", "reading", 10, 1, 1)])
@@ -108,7 +110,7 @@ def test_one_line_within_80_columns() -> None:
     assert "packing the target: layer 12 of 28" in line and " 43% 01:05 left" in line
 
 
-def test_no_share_and_no_time_left_where_none_is_known() -> None:
+def test_no_share_and_no_time_left_are_shown_where_unknown() -> None:
     text = shown(Stage("reading the tokenizer"), terminal=True)
     assert "reading the tokenizer" in text and "%" not in text and "left" not in text and "bytes" not in text
 

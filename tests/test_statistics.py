@@ -72,7 +72,7 @@ def test_intervals_of_paired_differences_cover(name: str, n: int) -> None:
     assert coverage(difference_interval, draw, truth, n) >= LEAST
 
 
-def test_intervals_are_not_wide_for_nothing() -> None:
+def test_intervals_are_not_unnecessarily_wide() -> None:
     """They are about as wide as Student's for 80 uniform scores, whose half width is 1.99 * 0.289 / sqrt(80)."""
     rng = random.Random(0)
     found = mean_interval([rng.random() for _ in range(80)])
@@ -107,7 +107,7 @@ def test_a_perfect_score_is_not_certain() -> None:
     assert difference_interval([0.0] * 20) == Interval(0.0, 0.0, "no scatter")
 
 
-def test_the_mean_that_was_seen_lies_inside() -> None:
+def test_intervals_contain_the_observed_mean() -> None:
     for values in ([0.0] * 9 + [0.01], [1.0] * 9 + [0.99], [0.5] * 10):
         found = mean_interval(values)
         assert found is not None and found.low <= sum(values) / 10 <= found.high
@@ -142,7 +142,7 @@ def test_medians_of_a_few_values_have_a_range() -> None:
     assert median_interval([1.0] * 9) == Interval(1.0, 1.0, "no scatter")
 
 
-def test_few_prompts_widen_an_interval_by_what_they_hide() -> None:
+def test_few_prompts_widen_an_interval_for_unobserved_scatter() -> None:
     ratios = [2.0**i for i in range(6)]
     found = ratio_interval([[(each, 1.0)] for each in ratios])
     drawn = np.array(ratios)[np.random.default_rng(0).integers(6, size=(1000, 6))].sum(axis=1)

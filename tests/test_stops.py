@@ -33,7 +33,7 @@ def stop(name: str, **how: float) -> Stopping:
     return stops.load(name)(**how).begin(COSTS)
 
 
-def test_what_each_goes_by() -> None:
+def test_each_stop_uses_its_own_criterion() -> None:
     assert stop("max-q", least_q=0.6).before_draw([], 0.6) and not stop("max-q", least_q=0.6).before_draw([], 0.59)
     unsure = stop("confidence", least_q=0.4)
     assert unsure.before_step([]) and unsure.before_step([0.1, 0.4]) and not unsure.before_step([0.9, 0.39])
@@ -77,7 +77,7 @@ def test_the_heuristic_grows_by_two_and_shrinks_by_one() -> None:
 # ---------------------------------------------------------------- theory
 
 
-def test_drafting_on_gains_up_to_the_best_block() -> None:
+def test_continuing_to_draft_gains_up_to_the_best_block() -> None:
     """With one acceptance chance, at the rate of the best block: a shorter block goes on, and the best one stops."""
     rng = random.Random(0)
     for _ in range(300):
@@ -94,7 +94,7 @@ def test_drafting_on_gains_up_to_the_best_block() -> None:
             assert (gain > 1e-9) == (d < best), (a, c, d, best)
 
 
-def test_the_oracle_is_the_best_of_all_ways_to_cut_what_is_kept() -> None:
+def test_the_oracle_is_the_best_of_all_ways_to_split_the_kept_tokens() -> None:
     rng = random.Random(1)
     for _ in range(200):
         kept = rng.randrange(7)
@@ -108,7 +108,7 @@ def test_the_oracle_is_the_best_of_all_ways_to_cut_what_is_kept() -> None:
         assert theory.oracle_cost(kept, cost.__getitem__) == pytest.approx(min(ways))
 
 
-def test_the_oracle_drafts_more_than_passes_where_a_longer_block_is_cheaper() -> None:
+def test_the_oracle_drafts_extra_tokens_where_a_longer_block_is_cheaper() -> None:
     """Step times of a target as on a CPU that uses different kernels for one row and for five."""
     v = [1.0, 0.99, 0.68, 0.64, 0.59, 0.7]
     for kept, least in ((0, v[4] + 0.03 * 4), (1, v[4] + 0.03 * 4), (4, v[4] + 0.03 * 4), (5, v[5] + 0.03 * 5)):
@@ -138,13 +138,13 @@ def drafted_lengths(
 
 
 @pytest.mark.parametrize("a", [0.5, 0.8, 0.9])
-def test_rate_finds_the_best_fixed_length_where_every_draft_is_as_good(a: float) -> None:
+def test_rate_finds_the_best_fixed_length_if_all_drafts_are_equally_good(a: float) -> None:
     best = theory.best_k(a, COSTS.c, lambda k: COSTS.v[k], 16)
     found = drafted_lengths(COSTS, lambda _: a, lambda _: 0.9)
     assert sorted(found)[len(found) // 2] == pytest.approx(best, abs=1)
 
 
-def test_rate_drafts_on_where_the_draft_is_sure() -> None:
+def test_rate_keeps_drafting_where_the_draft_is_confident() -> None:
     """Three quarters of the positions nearly always pass, the rest nearly never: blocks end before the latter."""
     chance = {0.999: 0.97, 0.2: 0.1}
     found = drafted_lengths(COSTS, chance.__getitem__, lambda rng: rng.choice([0.999, 0.999, 0.999, 0.2]))
@@ -153,14 +153,14 @@ def test_rate_drafts_on_where_the_draft_is_sure() -> None:
     assert sum(drafted_lengths(cheap, chance.__getitem__, lambda _: 0.999)) > sum(found)
 
 
-def test_rate_drafts_nothing_where_no_draft_pays_but_tries_again() -> None:
+def test_rate_stops_drafting_where_it_does_not_pay_but_retries() -> None:
     dear = COSTS.model_copy(update={"c": 1.0})
     assert sum(drafted_lengths(dear, lambda _: 0.9, lambda _: 0.9)) == 0
     hopeless = drafted_lengths(COSTS, lambda _: 0.02, lambda _: 0.1)
     assert 0 < sum(hopeless) < len(hopeless) / 3
 
 
-def test_rate_forgets_a_text_that_was_hard() -> None:
+def test_rate_recovers_after_a_difficult_text() -> None:
     """It also forgets how frequent each kind of position was: when a text turns easy, drafting resumes."""
     going: Any = Rate().begin(COSTS)
     for _ in range(200):
@@ -171,7 +171,7 @@ def test_rate_forgets_a_text_that_was_hard() -> None:
     assert going.mean_acceptance() > 0.75
 
 
-def test_a_step_that_is_made_anyway_is_not_asked_about() -> None:
+def test_a_step_that_runs_anyway_counts_as_free() -> None:
     """With a rule that reads q after the last draft, the next step is free, but drawing costs the step after it."""
     anyway = StepCosts(c=2.0, v=[1.0] * 17, reads_last=True, measured=True)
     going, other = Rate().begin(anyway), Rate().begin(anyway.model_copy(update={"reads_last": False}))
@@ -212,13 +212,13 @@ def decisions_of(seed: int, when: dict[str, bool]) -> set[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("when", [{}, {"reads_last": True}, {"reads_if_kept": True}], ids=["no q", "every", "kept"])
-def test_rate_goes_on_where_the_gain_is_positive(when: dict[str, bool]) -> None:
+def test_rate_continues_where_the_gain_is_positive(when: dict[str, bool]) -> None:
     """Covers a draft step after no round, after every round, and after rounds whose drafts all passed."""
     decided = set().union(*(decisions_of(seed, when) for seed in range(200)))
     assert len(decided) == (3 if "reads_last" in when else 4)
 
 
-def test_what_steps_cost_is_in_the_trace() -> None:
+def test_step_costs_are_in_the_trace() -> None:
     loaded = load_pair(pair())
     ask = {"prompt_ids": [5, 6, 7], "strategy": "speculative:stop=rate,k=auto", "max_new_tokens": 8}
     assumed = generate(loaded, **ask)
@@ -242,7 +242,7 @@ def timing(seconds: float) -> Timing:
     return Timing(median=seconds, low=seconds, high=seconds)
 
 
-def test_auto_is_sixteen_and_rate_unless_another_stop_is_named() -> None:
+def test_auto_means_k_16_with_rate_unless_another_stop_is_named() -> None:
     strategy = parse("speculative:stop=rate,k=auto")
     assert strategy.spec == "speculative:stop=rate,k=auto" and block_length(strategy.params) == 16
     assert parse("speculative:k=auto") == strategy
@@ -298,32 +298,32 @@ def test_recorded_steps_draft_the_same(rule: str, stop: str) -> None:
 
 
 @pytest.mark.parametrize("reads", ["max", None])
-def test_a_stop_that_would_never_be_asked_is_refused(reads: str | None) -> None:
+def test_a_stop_that_would_never_be_called_is_refused(reads: str | None) -> None:
     body = {"__qualname__": "Typo", "reads": reads, "before_step": lambda self, drawn: False}
     with pytest.raises(TypeError, match=r"Typo: reads must be one of 'best', 'entropy', 'chance' \(got "):
         type("Typo", (Stopping,), body)
 
 
-def test_a_length_grows_from_what_was_asked_for() -> None:
+def test_the_heuristic_grows_from_the_number_of_drafts_requested() -> None:
     growing = stops.load("heuristic")(start=9).begin(None)
     growing.most(4)
     growing.learn([], 4, rejected=False)
     assert growing.most(64) == 6
 
 
-def test_what_was_not_tested_teaches_nothing() -> None:
+def test_untested_drafts_do_not_change_the_estimate() -> None:
     going: Any = Rate().begin(StepCosts(c=0.2, v=[1.0] * 9, measured=True))
     before = going.acceptance(0.2)
     going.learn([0.999, 0.2], 1, rejected=False)
     assert going.acceptance(0.2) == before
 
 
-def test_a_rule_that_reads_the_draft_late_pays_for_it_where_all_is_kept() -> None:
+def test_a_late_draft_read_is_charged_only_if_the_whole_block_is_kept() -> None:
     costs = parse("speculative-cascade:rule=opt,stop=rate,k=4").costs(load_pair(pair()))
     assert costs is not None and costs.reads_if_kept and not costs.reads_last
 
 
-def test_what_was_extrapolated_was_not_measured() -> None:
+def test_extrapolated_costs_are_not_marked_as_measured() -> None:
     one = Timing(median=1.0, low=1.0, high=1.0)
     profile = Profile(context=9, draft={1: one}, target={1: one, 3: one})
     timed: Any = SimpleNamespace(steps=profile)

@@ -112,11 +112,11 @@ def _raise(error: BaseException) -> Any:
         ("exit", "SystemExit: 0"), ("ended", "StopIteration"),
     ],
 )  # fmt: skip
-def test_a_drafters_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
+def test_a_mistake_in_a_drafter_is_reported(loaded: Pair, what: str, said: str) -> None:
     refused(loaded, Speculative(draft=Drafts(what=what), k=3), "the drafter 'drafts'", said)
 
 
-def test_what_a_plugin_says_itself_stays_of_its_kind(loaded: Pair) -> None:
+def test_errors_raised_by_a_plugin_keep_their_type(loaded: Pair) -> None:
     strategy = Speculative(draft=Drafts(what="usage"), k=3)
     refused(loaded, strategy, "the drafter 'drafts'", "no licence", kind=UsageError)
     strategy = Speculative(draft=Drafts(what="own"), k=3)
@@ -187,7 +187,7 @@ class OwnPi(Keeps):
     ],
     ids=lambda value: getattr(value, "what", ""),
 )  # fmt: skip
-def test_a_rules_mistake_is_told(loaded: Pair, strategy: Any, rule: Rule, said: str) -> None:
+def test_a_mistake_in_a_rule_is_reported(loaded: Pair, strategy: Any, rule: Rule, said: str) -> None:
     refused(loaded, strategy(rule=rule), f"the rule '{plugins.name_of(type(rule))}'", said)
 
 
@@ -202,7 +202,7 @@ class SaysItReadsNoTarget(KeepRule):
         return (d.q - d.p).abs().amax(dim=-1, keepdim=True) > 1e-6
 
 
-def test_a_rule_that_reads_the_target_in_secret_is_told(loaded: Pair) -> None:
+def test_a_rule_that_reads_the_target_undeclared_is_reported(loaded: Pair) -> None:
     """A cascade passes q as p until it calls the target; the bug: this rule's decisions were based on that."""
     refused(loaded, TokenCascade(rule=SaysItReadsNoTarget(alpha=0.2)), "reads_target is False")
 
@@ -220,7 +220,7 @@ class SaysItReadsNoDraft(Rule):
         return (d.p + d.q) / 2
 
 
-def test_a_rule_that_reads_the_draft_in_secret_is_told(loaded: Pair) -> None:
+def test_a_rule_that_reads_the_draft_undeclared_is_reported(loaded: Pair) -> None:
     """The bug: at k = 1 the single row of q was added to both rows of p, including that of the bonus."""
     refused(loaded, SpeculativeCascade(rule=SaysItReadsNoDraft(), k=1), "reads_draft = False")
 
@@ -255,7 +255,7 @@ class _Remembering(Stopping):
 
 
 @pytest.mark.parametrize(("vocab", "layers", "length"), [(2, 1, 5), (3, 1, 4)])
-def test_what_a_stop_remembers_of_what_did_not_stand_changes_no_law(vocab: int, layers: int, length: int) -> None:
+def test_a_stop_that_remembers_rejected_drafts_does_not_change_the_law(vocab: int, layers: int, length: int) -> None:
     """The bug: laws were off by 0.017 and 0.005, because a rejected token decided where the next round ends."""
     found = engine_law(Speculative(stop=Remembers(), k=3), length, vocab, layers)
     assert distance(found, reference_law(target("exact"), length, vocab, layers)) < 1e-12
@@ -312,17 +312,17 @@ class _Wrong(Stopping):
         ("locks", "cannot be copied"),
     ],
 )  # fmt: skip
-def test_a_stops_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
+def test_a_mistake_in_a_stop_is_reported(loaded: Pair, what: str, said: str) -> None:
     refused(loaded, Speculative(stop=Stops(what=what), k=3), "the stop 'stops'", said)
 
 
-def test_a_stop_that_looks_false_is_asked(loaded: Pair) -> None:
+def test_a_falsy_stop_is_still_used(loaded: Pair) -> None:
     assert answer(loaded, Speculative(stop=Stops(what="zero"), k=3)).metrics.num_draft_tokens == 0
     assert answer(loaded, Speculative(stop=Stops(what="torch"), k=3)).metrics.num_draft_tokens > 0
     assert max(len(step.drafted) for step in answer(loaded, Speculative(stop=Stops(what="numpy"), k=3)).rounds) == 2
 
 
-def test_one_that_would_never_be_asked_is_refused() -> None:
+def test_a_stop_that_would_never_be_called_is_refused() -> None:
     with pytest.raises(TypeError, match="before_step is what is called"):
 
         class Deaf(Stopping):
@@ -404,11 +404,11 @@ class Writes(Strategy):
         ("goes on", "s.finished was true"), ("undecided", "yielded no Handover"),
     ],
 )  # fmt: skip
-def test_a_strategys_mistake_is_told(loaded: Pair, what: str, said: str) -> None:
+def test_a_mistake_in_a_strategy_is_reported(loaded: Pair, what: str, said: str) -> None:
     refused(loaded, Writes(what=what), "the strategy 'writes'", said)
 
 
-def test_a_strategy_without_a_mistake_is_none(loaded: Pair) -> None:
+def test_a_correct_strategy_runs_without_an_error(loaded: Pair) -> None:
     plain, mine = answer(loaded, strategies.parse("draft")), answer(loaded, Writes())
     assert mine.token_ids == plain.token_ids and mine.metrics.lossless is None
 
@@ -430,7 +430,7 @@ class InThrees(Strategy):
             yield Round(emitted=[Emitted(id=each, text="x", event="target", tv=0.0) for each in ids])
 
 
-def test_a_round_that_is_too_long_says_what_was_left(loaded: Pair) -> None:
+def test_a_round_longer_than_the_limit_is_an_error(loaded: Pair) -> None:
     assert answer(loaded, InThrees(), 8).token_ids == answer(loaded, strategies.parse("target"), 8).token_ids
     with pytest.raises(RunError, match="the strategy 'in-threes'"):
         answer(loaded, InThrees(heeds=False), 8)
@@ -462,7 +462,7 @@ class OfTwoParts(Strategy):
 LAST_WORDS: list[Rule] = []
 
 
-def test_what_other_packages_do_rightly_is_left_alone(loaded: Pair) -> None:
+def test_correct_plugins_are_left_alone(loaded: Pair) -> None:
     assert plugins._checked(OfTwoParts) is OfTwoParts
     assert answer(loaded, OfTwoParts(), 5).token_ids == answer(loaded, strategies.parse("target"), 5).token_ids
     assert [CHOW] == LAST_WORDS
@@ -479,7 +479,7 @@ class WantsMany(KeepRule):
         return best[:, :1] > 0.5
 
 
-def test_estimates_of_rules_are_of_what_the_models_said() -> None:
+def test_rules_cannot_change_the_recorded_distributions() -> None:
     """The bug: a rule that writes into its arguments changed the numbers of the rules after it."""
     seen = record(near(400), prompts("one", "two"), Resolved(max_new_tokens=12, temperature=1.0), 4)
     kept = [each.clone() for each in seen.d]
@@ -630,7 +630,7 @@ def cascli(environment: dict[str, str], *arguments: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_whatever_is_installed_all_others_are_listed(installed: dict[str, str]) -> None:
+def test_broken_plugins_do_not_hide_the_others_from_the_list(installed: dict[str, str]) -> None:
     done = cascli(installed, "strategies")
     assert done.returncode == 0 and "token-v3" in done.stdout and "good" in done.stdout and "adaedl" in done.stdout
     said = " ".join(done.stderr.split())
@@ -657,14 +657,14 @@ def test_whatever_is_installed_all_others_are_listed(installed: dict[str, str]) 
         ("hides", 2, "'name' is an attribute"),
     ],
 )
-def test_what_is_asked_for_by_name_says_what_is_wrong(
+def test_a_broken_plugin_requested_by_name_is_explained(
     installed: dict[str, str], strategy: str, code: int, said: str
 ) -> None:
     done = cascli(installed, "generate", "hi", "-c", "tiny-random", "-s", strategy, "--max-new-tokens", "3")
     assert done.returncode == code and said in done.stderr and len(done.stderr.splitlines()) <= 2, done.stderr
 
 
-def test_what_does_not_work_is_none_of_all(installed: dict[str, str]) -> None:
+def test_broken_plugins_are_not_among_all_usable_ones(installed: dict[str, str]) -> None:
     code = "from cascli.decoding.plugin_checks import *; print(*usable_rules()); print(*usable_stops())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
     known, stops = (line.split() for line in done.stdout.splitlines())
@@ -680,7 +680,7 @@ def test_what_does_not_work_is_none_of_all(installed: dict[str, str]) -> None:
         (("compare", "hi", "--rules", "token-v3", "--trace", "none"), ""),
     ],
 )
-def test_what_is_none_of_all_is_said(installed: dict[str, str], command: tuple[str, ...], kinds: str) -> None:
+def test_left_out_plugins_are_reported(installed: dict[str, str], command: tuple[str, ...], kinds: str) -> None:
     """Commands that use all of a kind report what they leave out; a command that names one reports nothing."""
     done = cascli(installed, *command, "-c", "tiny-random", "--max-new-tokens", "2", "--color", "never")
     assert done.returncode == 0, done.stderr
@@ -695,7 +695,7 @@ def test_what_is_none_of_all_is_said(installed: dict[str, str], command: tuple[s
     assert "'good'" not in said and "'late'" not in said
 
 
-def test_a_rule_that_wants_more_tokens_than_are_tabulated_is_skipped(installed: dict[str, str]) -> None:
+def test_a_rule_that_needs_more_tokens_than_are_tabulated_is_skipped(installed: dict[str, str]) -> None:
     """It is not audited by default; its law is reported as skipped, with the reason, like that of a broken rule."""
     code = (
         "from cascli.audit import default_strategies, law, tables; from cascli import load_pair;"
@@ -710,7 +710,9 @@ def test_a_rule_that_wants_more_tokens_than_are_tabulated_is_skipped(installed: 
 
 
 @pytest.mark.parametrize("more", [(), ("--batch-size", "2")])
-def test_what_others_have_written_is_kept(installed: dict[str, str], tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_answers_of_other_strategies_are_kept_if_a_rule_fails(
+    installed: dict[str, str], tmp_path: Path, more: tuple[str, ...]
+) -> None:
     """A rule that fails at its 31st position does not lose the answers of other strategies."""
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"prompt": "hi"}\n{"prompt": "ho"}\n')
@@ -728,7 +730,7 @@ def test_what_others_have_written_is_kept(installed: dict[str, str], tmp_path: P
 # ---- who is blamed for an error
 
 
-def test_only_what_comes_out_of_a_plugin_is_its_fault(loaded: Pair) -> None:
+def test_a_plugin_is_blamed_only_for_its_own_errors(loaded: Pair) -> None:
     own = strategies.parse("speculative:k=2")
     with pytest.raises(KeyError), blamed(own):  # cascli's own errors stay as they are
         raise KeyError("mine")
@@ -742,7 +744,7 @@ def test_only_what_comes_out_of_a_plugin_is_its_fault(loaded: Pair) -> None:
     assert label(Speculative(draft=Drafts())) == "the strategy 'speculative' of cascli.strategies.speculative"
 
 
-def test_defaults_are_held_against_their_ranges() -> None:
+def test_defaults_are_validated() -> None:
     @dataclass(frozen=True)
     class Loose(KeepRule):
         alpha: Any = 9.0
@@ -755,7 +757,7 @@ def test_defaults_are_held_against_their_ranges() -> None:
         validated(Loose, {})
 
 
-def test_names_are_no_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_not_turned_into_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     view = screen("never")
     view.note("of g4:x: KeyError")
     view.out.print("a :x: b")

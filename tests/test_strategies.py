@@ -52,7 +52,7 @@ def test_parse(text: str, name: str, params: dict) -> None:
     assert strategies.parse(f"{name}:{values}") == strategy
 
 
-def test_k_of_the_string_is_stronger_than_the_flag() -> None:
+def test_k_in_the_string_takes_precedence_over_the_flag() -> None:
     assert strategies.parse("speculative", k=7).params == {"k": 7}
     assert strategies.parse("speculative:k=2", k=7).params == {"k": 2}
     assert strategies.parse("target", k=7).params == {}

@@ -29,7 +29,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sequence[Swee
     return folder, rows, list(Records(folder).read())
 
 
-def test_costs_are_those_of_the_records(study: tuple[Path, Sequence[SweepRow], list[Record]]) -> None:
+def test_costs_match_the_records(study: tuple[Path, Sequence[SweepRow], list[Record]]) -> None:
     _, rows, records = study
     flat, here = costs_at(Price(0.2), rows, records), costs_at(Price(0.3, V), rows, records)
     for row, k in zip(rows, [0, 0, 3, 2, 4, None, None], strict=True):
@@ -42,7 +42,7 @@ def test_costs_are_those_of_the_records(study: tuple[Path, Sequence[SweepRow], l
             assert here[row.strategy].mean == pytest.approx(calls * V[k] + 0.3 * steps)
 
 
-def test_costs_are_held_against_the_cheapest_lossless_one(
+def test_costs_are_compared_with_the_cheapest_lossless_strategy(
     study: tuple[Path, Sequence[SweepRow], list[Record]],
 ) -> None:
     _, rows, records = study
@@ -69,7 +69,7 @@ def test_a_study_has_a_line_for_each_strategy_and_a_cell_for_each_heading(
     assert cells[2][HEADINGS.index("here")] == "–"  # step costs were not measured
 
 
-def test_steps_of_older_records_are_at_most_what_is_made_now(
+def test_corrected_steps_of_older_records_are_an_upper_bound(
     tmp_path: Path, request: pytest.FixtureRequest, text_pair: Pair
 ) -> None:
     """For the same answers, they are at most one too many per turn, if it ended within a block."""

@@ -52,7 +52,7 @@ def counted(text: list[int], eos: set[int], longest: int, shortest: int) -> Coun
     return Counter(token for token in at_best if token not in eos)
 
 
-def test_what_followed_the_longest_suffix_is_counted() -> None:
+def test_tokens_after_the_longest_suffix_are_counted() -> None:
     rng, several = random.Random(0), 0
     for _ in range(2000):
         text = [rng.randrange(rng.choice([2, 3, 300])) for _ in range(rng.randrange(1, 40))]
@@ -121,7 +121,7 @@ def test_rules_that_read_q_follow_the_counts(name: str, alpha: float, k: int, sa
     assert distance(law, exact) > 1e-3  # the rule makes a difference here
 
 
-def test_counts_that_forget_the_drafts_before_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_that_ignore_earlier_drafts_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: every draft of a round is counted after the text at the start of the round."""
     right, began = suffix.followers, len(SEEN)
     monkeypatch.setattr(suffix, "followers", lambda text, *rest: right(text[:began], *rest))
@@ -130,7 +130,7 @@ def test_counts_that_forget_the_drafts_before_are_seen(monkeypatch: pytest.Monke
     assert distance(law, wanted) > 1e-3
 
 
-def test_a_greedy_draft_with_these_counts_as_q_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_greedy_drafts_with_the_counts_as_q_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the likeliest token is proposed, as in published code, with the q of a token that was drawn."""
     right = Suffix.propose
 
@@ -144,7 +144,7 @@ def test_a_greedy_draft_with_these_counts_as_q_is_seen(monkeypatch: pytest.Monke
     assert distance(law, reference_law(target("exact"), 5, 3, 2, **PLAIN)) > 1e-3
 
 
-def test_q_is_no_certainty_where_texts_have_gone_on_in_several_ways() -> None:
+def test_q_is_spread_over_all_continuations_seen() -> None:
     """Of eight 1s, four are followed by 2, two by 3, one by 1, and the last one by nothing."""
     text = [1, 2, 1, 2, 1, 3, 1, 2, 1, 3, 1, 1, 2, 1]
     assert followers(text, (), 1) == {2: 4, 3: 2, 1: 1}
@@ -201,7 +201,7 @@ def counted_in(texts: list[list[int]], text: list[int], longest: int, shortest: 
     return Counter(token for n, token in agree if n == best >= shortest)
 
 
-def test_earlier_texts_are_searched_and_their_ends_are_no_text() -> None:
+def test_earlier_texts_are_searched_and_matches_do_not_cross_their_ends() -> None:
     rng, several, theirs = random.Random(1), 0, 0
     for _ in range(2000):
         size = rng.choice([2, 3, 300])
@@ -239,7 +239,7 @@ def counts_with(earlier: tuple[tuple[int, ...], ...], sampling: dict[str, Any]) 
 
 @pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
 @pytest.mark.parametrize(("name", "alpha"), [(None, 0.0), ("chow", 0.6), ("token-v3", 0.4)])
-def test_laws_with_earlier_texts(name: str | None, alpha: float, sampling: dict[str, Any]) -> None:
+def test_laws_hold_with_earlier_texts(name: str | None, alpha: float, sampling: dict[str, Any]) -> None:
     """Speculation is lossless whatever texts came before; rules that read q follow the counts over all texts."""
     rule = "speculative:" if name is None else f"speculative-cascade:rule={name},alpha={alpha},"
 
@@ -257,7 +257,7 @@ def test_laws_with_earlier_texts(name: str | None, alpha: float, sampling: dict[
         assert all(distance(law, process.sequential_law(each, of_counts(name, alpha), 3)) > 1e-3 for each in others)
 
 
-def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(text_pair: Pair) -> None:
+def test_each_strategy_has_its_own_earlier_answers_in_prompt_order(text_pair: Pair) -> None:
     """They are those of the same repeat, without those to the prompt that is being answered."""
     asked = ["speculative:draft=suffix,remember=9,k=3", "speculative:draft=suffix,k=3"]
     prompts = [Prompt(("hello there",), "a"), Prompt(("hello there", "and you?"), "b"), Prompt(("hello there",), "c")]
@@ -279,7 +279,7 @@ def test_each_strategy_has_its_own_earlier_answers_in_the_order_of_the_prompts(t
     assert "the order of the prompts matters: speculative by suffix" in said.getvalue()
 
 
-def test_later_turns_take_the_place_of_those_before_them_and_other_runs_do_not() -> None:
+def test_later_turns_replace_earlier_turns_but_separate_runs_do_not() -> None:
     """Prompt ids repeat across calls, because they are places in a file."""
     runs = [
         SimpleNamespace(prompt_id=each, turn=turn, prompt_token_ids=[place], token_ids=[7])
@@ -289,14 +289,14 @@ def test_later_turns_take_the_place_of_those_before_them_and_other_runs_do_not()
     assert texts_of([runs[0], runs[2]]) == [[0, 7], [2, 7]]  # only the last turn of that conversation was given
 
 
-def test_no_more_texts_are_told_than_were_searched(text_pair: Pair) -> None:
+def test_only_texts_that_were_searched_are_counted(text_pair: Pair) -> None:
     ask: dict[str, Any] = {"strategy": "speculative:draft=suffix,remember=2,k=2", "max_new_tokens": 3}
     before = [generate(text_pair, text, strategy="target", max_new_tokens=3) for text in ("a", "b", "c")]
     told = [generate(text_pair, "hi", earlier=before[:n], **ask).earlier_texts for n in range(4)]
     assert told == [0, 1, 2, 2]
 
 
-def test_who_keeps_no_answers_says_so(text_pair: Pair) -> None:
+def test_commands_that_keep_no_answers_refuse_remember(text_pair: Pair) -> None:
     """They raise an error instead of drafting from fewer answers than requested."""
     loaded, asked = text_pair, "speculative:draft=suffix,remember=3,k=2"
     with pytest.raises(UsageError, match="drafts from earlier answers: only compare"):

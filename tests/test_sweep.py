@@ -105,7 +105,7 @@ def test_an_entry_may_name_the_temperatures_at_which_it_runs() -> None:
     assert plan.fingerprint() == same.fingerprint(), "results stay what they are"
 
 
-def test_what_runs_nowhere_is_no_strategy_of_the_sweep() -> None:
+def test_a_strategy_that_runs_at_no_temperature_is_not_in_the_sweep() -> None:
     plan = SweepPlan(strategies=["draft", {"speculative": {"k": 2, "temperatures": 1}}], temperatures=[0.0])
     assert plan.specs() == ["target", "draft"] and len(plan.cells()) == 2
 
@@ -132,7 +132,7 @@ def test_a_budget_adds_a_temperature_to_what_runs_at_another() -> None:
     ]  # fmt: skip
 
 
-def test_a_budget_takes_no_temperature_from_what_is_listed() -> None:
+def test_a_budget_removes_no_temperature_from_listed_strategies() -> None:
     spec = "speculative-cascade:rule=opt,alpha=0.5,k=4"
     plan = SweepPlan(strategies=[spec], temperatures=[0.0, 1.0])
     assert (
@@ -149,7 +149,7 @@ def test_a_flag_for_one_temperature_leaves_out_what_runs_at_another(plan_file: P
     assert found == {"target", "draft", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"}
 
 
-def test_k_is_for_strategies_that_say_none(plan_file: Path, tmp_path: Path) -> None:
+def test_k_applies_to_strategies_that_set_none(plan_file: Path, tmp_path: Path) -> None:
     plan_file.write_text(
         PLAN.replace("  - draft\n", "  - speculative\n  - speculative-cascade: {rule: chow}\n  - cascade\n")
     )
@@ -166,14 +166,14 @@ def test_k_is_for_strategies_that_say_none(plan_file: Path, tmp_path: Path) -> N
     assert {row.strategy for row in found} == {"target", "speculative:k=2"}
 
 
-def test_k_is_that_of_budgets_too_unless_they_say_one() -> None:
+def test_k_applies_to_budgets_that_set_none() -> None:
     plan = SweepPlan.model_validate({"strategies": ["draft"], "match": {"target_calls_per_token": 0.3}})
     mine = SweepPlan.model_validate({"strategies": ["draft"], "match": {"target_calls_per_token": 0.3, "k": 4}})
     given = Settings(num_speculative_tokens=6)
     assert [getattr(overridden(each, given).match, "k", None) for each in (plan, mine)] == [6, 4]
 
 
-def test_prompts_take_the_place_of_the_task(plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_replace_the_task(plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"id": "mine", "prompt": "hi", "reference": "hi"}\n{"id": "yours", "prompt": "ho"}\n')
     out, folder = tmp_path / "out", tmp_path / "plans"
@@ -200,14 +200,14 @@ def test_prompts_that_cannot_be_read_again_are_refused(plan_file: Path, prompts:
     assert found.exit_code == 2 and said in " ".join(found.stderr.split()), found.output
 
 
-def test_own_prompts_are_not_judged_by_what_judges_other_tasks() -> None:
+def test_own_prompts_do_not_use_the_metric_of_another_task() -> None:
     for task in ({"kind": "humaneval"}, {"kind": "reasoning-gym", "dataset": "chain_sum", "metric": "score"}):
         plan = SweepPlan.model_validate({"strategies": ["draft"], "task": task})
         found = overridden(plan, Settings(prompts="builtin"))
         assert (found.task.kind, found.task.metric, task_of(found, Path()).metric) == ("builtin", None, "agreement")
 
 
-def test_verbose_shows_how_prompts_differ(plan_file: Path, tmp_path: Path) -> None:
+def test_verbose_shows_percentiles_over_prompts(plan_file: Path, tmp_path: Path) -> None:
     flags = (str(plan_file), "--temperature", "0", "-s", "speculative:k=2")
     short, long = (run(*flags, *more, "-o", str(tmp_path / f"{len(more)}")) for more in ([], ["-v"]))
     assert short.exit_code == long.exit_code == 0
@@ -259,14 +259,14 @@ def test_bad_files_are_named(tmp_path: Path, change: str, words: str) -> None:
     assert words in str(caught.value) and "bad.yaml" in str(caught.value)
 
 
-def test_truths_stay_where_a_key_takes_them() -> None:
+def test_booleans_are_kept_where_a_key_accepts_them() -> None:
     options = {"task": {"kind": "reasoning-gym", "dataset": "d", "options": {"fancy": True, "signs": [True, False]}}}
     plan = SweepPlan.model_validate({"strategies": ["draft"], "raw": True, "likelihood": True, **options})
     assert plan.raw is True and plan.likelihood is True
     assert plan.task.options == {"fancy": True, "signs": [True, False]}
 
 
-def test_what_is_asked_twice_runs_once() -> None:
+def test_duplicate_settings_run_once() -> None:
     plan = SweepPlan(strategies=["draft"], temperatures=[1, 0, 0.0, 1.0], seeds=[3, 3, 1])
     assert plan.temperatures == [1.0, 0.0] and plan.seeds == [3, 1]
     assert len({cell.key for cell in plan.cells()}) == len(plan.cells()) == 2 * (2 + 1)
@@ -275,7 +275,7 @@ def test_what_is_asked_twice_runs_once() -> None:
     assert SweepPlan(strategies=["draft"], seeds=7).seeds == [7]
 
 
-def test_keys_that_came_later_are_no_other_sweep_where_they_are_left_out() -> None:
+def test_newer_keys_do_not_change_the_fingerprint_where_they_are_omitted() -> None:
     """Folders started before these keys existed can be resumed."""
 
     def fingerprint(task: dict[str, object], **more: object) -> str:
@@ -326,7 +326,7 @@ def test_examples_run_on_a_tiny_pair(path: Path, tmp_path: Path) -> None:
 # ---- running
 
 
-def test_a_sweep_writes_all_it_promises(plan_file: Path, tmp_path: Path) -> None:
+def test_a_sweep_writes_all_documented_files(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = run(str(plan_file), "-o", str(out))
     assert found.exit_code == 0, found.output
@@ -391,7 +391,7 @@ def test_packed_results_are_neither_overwritten_nor_lost(plan_file: Path, tmp_pa
     assert "no sweep.json" in run(str(plan_file), "-o", str(out)).stderr
 
 
-def test_progress_counts_what_is_asked_this_time(tmp_path: Path) -> None:
+def test_progress_counts_only_this_calls_prompts(tmp_path: Path) -> None:
     """The total counts the prompts of this call, even in a folder that holds answers to more."""
     told: list[tuple[int, int]] = []
     plan, pair = {"strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}, load_pair("tiny-random")
@@ -403,7 +403,7 @@ def test_progress_counts_what_is_asked_this_time(tmp_path: Path) -> None:
     assert told == [(5, 6), (6, 6)]
 
 
-def test_speeds_in_the_progress_are_of_all_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_speeds_are_over_all_answers_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = SweepPlan(strategies=["draft"], temperatures=[0.0])
     problems = [Example("a", "one"), Example("b", "two")]
     cells = [Cell(strategy=spec, temperature=0.0, seed=0) for spec in ("target", "draft")]
@@ -426,7 +426,7 @@ def test_speeds_in_the_progress_are_of_all_so_far(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("loading", [{"dtype": "float32"}, {"device": "cpu"}])
-def test_how_a_pair_is_loaded_is_not_said_of_one_that_is(loading: dict[str, str], tmp_path: Path) -> None:
+def test_loading_options_are_refused_for_a_loaded_pair(loading: dict[str, str], tmp_path: Path) -> None:
     """The results would state a dtype or device that was not used."""
     with pytest.raises(UsageError, match="the pair is already loaded"):
         sweep({"strategies": ["draft"]}, load_pair("tiny-random"), output=tmp_path / "out", **loading)
@@ -442,7 +442,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         Records(tmp_path).open(header, resume=True, anyway=False)
 
 
-def test_a_start_that_failed_before_its_first_answer_is_no_sweep(tmp_path: Path) -> None:
+def test_a_start_that_failed_before_its_first_answer_does_not_count(tmp_path: Path) -> None:
     one, other = SweepPlan(strategies=["draft"]), SweepPlan(strategies=["draft"], dtype="float32")
     for plan in (one, other):
         header = Header(fingerprint=plan.fingerprint(), plan=plan, metric="agreement")
@@ -515,7 +515,7 @@ def test_two_sweeps_in_one_folder_are_refused(plan_file: Path, tmp_path: Path) -
     assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
 
 
-def test_answers_that_nothing_speaks_for_are_refused(plan_file: Path, tmp_path: Path) -> None:
+def test_answers_without_a_valid_header_are_refused(plan_file: Path, tmp_path: Path) -> None:
     """Without sweep.json, neither their token limit nor their pair is known."""
     out = tmp_path / "out"
     assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
@@ -529,7 +529,7 @@ def test_answers_that_nothing_speaks_for_are_refused(plan_file: Path, tmp_path: 
     assert damaged.exit_code == 2 and len(damaged.stderr.splitlines()) <= 2 and "damaged" in damaged.stderr
 
 
-def test_answers_of_an_unknown_strategy_are_told_at_the_start(
+def test_answers_of_an_unknown_strategy_are_reported_at_the_start(
     plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -541,7 +541,7 @@ def test_answers_of_an_unknown_strategy_are_told_at_the_start(
     assert refused.exit_code == 2 and "unknown strategy 'removed'" in refused.stderr
 
 
-def test_answers_that_are_removed_meanwhile_end_the_sweep(tmp_path: Path) -> None:
+def test_removing_the_records_during_a_sweep_ends_it(tmp_path: Path) -> None:
     records = Records(tmp_path)
     record = Record(cell=Cell(strategy="draft", temperature=0, seed=1), problem="1")
     records.add(record)
@@ -550,7 +550,7 @@ def test_answers_that_are_removed_meanwhile_end_the_sweep(tmp_path: Path) -> Non
         records.add(record)
 
 
-def test_rows_are_in_the_plans_order_whoever_was_first(plan_file: Path, tmp_path: Path) -> None:
+def test_rows_are_in_plan_order_whatever_finished_first(plan_file: Path, tmp_path: Path) -> None:
     plan, out = load_plan(plan_file), tmp_path / "out"
     assert run(str(plan_file), "-o", str(out), "-q").exit_code == 0
     records = list(Records(out).read())
@@ -574,7 +574,7 @@ def test_what_is_wrong_with_a_task_names_the_file(plan_file: Path, tmp_path: Pat
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
-def test_a_full_disk_names_the_records(tmp_path: Path) -> None:
+def test_a_full_disk_error_names_the_records(tmp_path: Path) -> None:
     records = Records(tmp_path)
     records.file.symlink_to("/dev/full")
     record = Record.model_construct(cell=Cell(strategy="draft", temperature=0, seed=0), prompt_id="a")
@@ -583,7 +583,7 @@ def test_a_full_disk_names_the_records(tmp_path: Path) -> None:
     assert full.value.errno == errno.ENOSPC
 
 
-def test_a_picture_that_cannot_be_written_hides_no_table(
+def test_the_table_is_printed_even_if_the_figure_cannot_be_written(
     plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -609,7 +609,9 @@ def process(plan: Path, out: Path, *more: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_sweep_loses_at_most_what_it_was_at(plan_file: Path, tmp_path: Path, kill: signal.Signals) -> None:
+def test_a_killed_sweep_loses_at_most_the_work_in_progress(
+    plan_file: Path, tmp_path: Path, kill: signal.Signals
+) -> None:
     plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 24"))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert process(plan_file, whole).wait(timeout=300) == 0
@@ -650,7 +652,7 @@ def test_rounds_in_which_nothing_was_drafted_are_counted() -> None:
     assert looked.acceptance_histogram == [3] and alone.acceptance_histogram is None
 
 
-def test_a_batch_has_no_more_places_than_there_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_no_larger_than_the_number_of_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches of all places are made up front, so unused ones could fill the memory."""
     sizes = []
     made = Lanes.__init__
@@ -840,7 +842,7 @@ def test_a_cascade_counts_prompts_and_rules_count_tokens() -> None:
         assert row.deferral_rate == rate
 
 
-def test_a_rejection_is_the_first_of_its_round() -> None:
+def test_only_the_first_rejection_of_a_round_counts() -> None:
     """Ten rounds of four drafts that keep two: ten rejections in thirty tests, whatever was drafted after them."""
     [row] = rows([record("speculative:k=4", "a", 1.0, drafted=40, accepted=20, tested=30)])
     assert row.rejection_rate == pytest.approx(1 / 3)
@@ -857,7 +859,7 @@ def test_few_prompts_have_a_range() -> None:
 # ---- rule curves
 
 
-def test_what_is_matched_runs_at_its_own_temperature_alone() -> None:
+def test_matched_settings_run_only_at_their_own_temperature() -> None:
     from cascli.analysis.matching import Matched, strategies_of
     from cascli.sweeps.plan import with_strategies
 

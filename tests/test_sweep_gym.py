@@ -34,7 +34,7 @@ def task(limit: int | None = 5, plan: dict | None = None, **more: object) -> Tas
 # ---- questions
 
 
-def test_questions_are_asked_with_the_words_that_go_with_the_extraction() -> None:
+def test_prompts_use_the_instruction_that_matches_the_answer_format() -> None:
     for answer, way in ANSWER_FORMATS.items():
         for problem in task(answer=answer).problems:
             assert problem.prompt.startswith("State the final answer to the following arithmetic problem:")
@@ -72,7 +72,7 @@ def test_no_question_is_asked_twice() -> None:
         task(900, options=small)
 
 
-def test_examples_are_of_the_dataset_and_never_among_what_is_asked() -> None:
+def test_examples_come_from_the_dataset_and_are_never_asked() -> None:
     small = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     bare = {each.prompt for each in task(100, options=small).problems}
     shown = task(100, options=small, shots=20).problems
@@ -86,13 +86,13 @@ def test_examples_are_of_the_dataset_and_never_among_what_is_asked() -> None:
         assert answer == f"<answer>{eval(sum_)}</answer>"
 
 
-def test_examples_show_the_working_where_the_dataset_has_it() -> None:
+def test_examples_include_worked_solutions_where_the_dataset_has_them() -> None:
     shown = task(1, dataset="gsm_symbolic", shots=2, answer="boxed").problems[0].prompt
     first = shown.split("Question: ")[1].partition("\nAnswer: ")[2].strip().splitlines()
     assert len(first) > 1 and first[-1].startswith("\\boxed{") and "####" not in shown
 
 
-def test_a_folder_knows_what_was_asked_and_others_do_not_care() -> None:
+def test_gym_keys_change_the_fingerprint_of_gym_tasks_only() -> None:
     def fingerprint(**more: object) -> str:
         return SweepPlan.model_validate({"strategies": ["draft"], "task": config(**more)}).fingerprint()
 
@@ -130,7 +130,7 @@ def test_a_folder_knows_what_was_asked_and_others_do_not_care() -> None:
         ("whole", "", None),
     ],
 )
-def test_where_an_answer_is_looked_for(way: str, text: str, found: str | None) -> None:
+def test_each_answer_format_finds_its_answer(way: str, text: str, found: str | None) -> None:
     assert ANSWER_FORMATS[way].find(text) == found
 
 
@@ -150,7 +150,7 @@ def test_an_answer_written_as_the_examples_write_it_is_solved(name: str, way: st
 # ---- scores
 
 
-def test_parts_of_a_score_count_only_where_they_are_asked_for() -> None:
+def test_partial_scores_count_only_for_the_score_metric() -> None:
     solved, score = (task(3, dataset="spell_backward", metric=name) for name in ("solved", "score"))
     problem = solved.problems[0]
     assert (solved.metric, score.metric, task().metric) == ("solved", "score", "solved")
@@ -162,7 +162,7 @@ def test_parts_of_a_score_count_only_where_they_are_asked_for() -> None:
     assert score.score(problem, longer, [], None) == 1
 
 
-def test_each_answer_is_judged_by_its_own_problem_also_in_another_process() -> None:
+def test_each_answer_is_scored_by_its_own_problem_also_after_pickling() -> None:
     exam = pickle.loads(pickle.dumps(task(6, answer="whole")))
     right = [
         [exam.score(problem, other.reference or "", [], None) for other in exam.problems] for problem in exam.problems
@@ -170,7 +170,7 @@ def test_each_answer_is_judged_by_its_own_problem_also_in_another_process() -> N
     assert right == [[float(i == j) for j in range(6)] for i in range(6)]
 
 
-def test_others_calibrate_where_budgets_are_to_be_met() -> None:
+def test_separate_problems_calibrate_budgets() -> None:
     exam = task(4, plan={"match": {"target_calls_per_token": 0.5}})
     assert len(exam.problems) == 4 and len(exam.calibration) == 12
     assert not {each.id for each in exam.problems} & {each.id for each in exam.calibration}
@@ -181,12 +181,12 @@ def test_others_calibrate_where_budgets_are_to_be_met() -> None:
 
 
 @pytest.mark.parametrize("name", ["countdown", "puzzle24", "simple_integration", "n_queens", "spiral_matrix"])
-def test_no_scorer_runs_what_a_model_wrote(name: str) -> None:
+def test_scorers_that_may_run_model_output_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} may run model output"):
         gym(config(dataset=name), 1)
 
 
-def test_problems_that_are_others_each_time_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_that_change_each_time_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """reasoning-gym 0.1.25 draws some problems of `list_functions` without their seed."""
     right = gym(config(), 3)
 
@@ -219,13 +219,13 @@ def test_problems_that_are_others_each_time_are_refused(monkeypatch: pytest.Monk
         ({"metric": "f1"}, "task.metric: reasoning-gym uses its own scorers"),
     ],
 )
-def test_what_does_not_fit_is_named(change: dict, words: str) -> None:
+def test_invalid_settings_are_named(change: dict, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         task(**change)
     assert words in str(caught.value)
 
 
-def test_its_scores_belong_to_it_alone_and_it_needs_a_dataset(tmp_path: Path) -> None:
+def test_its_metrics_are_exclusive_and_it_needs_a_dataset(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"task\.metric: solved needs the task reasoning-gym"):
         task(kind="builtin", metric="solved")
     file = tmp_path / "plan.yaml"
@@ -234,7 +234,7 @@ def test_its_scores_belong_to_it_alone_and_it_needs_a_dataset(tmp_path: Path) ->
         load_plan(file)
 
 
-def test_a_sweep_over_it(tmp_path: Path) -> None:
+def test_a_sweep_over_reasoning_gym(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     given = {"pair": "tiny-random", "strategies": ["draft"], "max_new_tokens": 8, "limit": 2, "batch_size": 2}
     file.write_text(json.dumps(given | {"task": {"kind": "reasoning-gym", "dataset": "letter_counting"}}))

@@ -102,7 +102,7 @@ def test_a_family_has_one_colour_in_every_panel(figure: Any) -> None:
     assert len(set(ours)) == len(ours) == 5
 
 
-def test_families_are_told_apart_in_grey_too(figure: Any) -> None:
+def test_families_can_be_distinguished_in_greyscale(figure: Any) -> None:
     """Each family has its own mark, the same in every panel."""
     marks: dict[str, set[str]] = {}
     for axes in figure.axes:
@@ -112,7 +112,7 @@ def test_families_are_told_apart_in_grey_too(figure: Any) -> None:
     assert len({next(iter(found)) for found in marks.values()}) == len(marks) == 8
 
 
-def test_the_legend_says_what_every_curve_is(figure: Any) -> None:
+def test_the_legend_identifies_every_curve(figure: Any) -> None:
     """It shows each curve's colour, mark, size and line style next to its name."""
     [legend] = figure.legends
     entries = {text.get_text(): line for line, text in zip(legend.legend_handles, legend.get_texts(), strict=True)}
@@ -133,7 +133,7 @@ def test_controls_alone_are_dashed(figure: Any) -> None:
         assert dashed == {label for label in drawn(axes) if "min-p" in label} != set()
 
 
-def test_a_panel_over_calls_shows_what_an_answer_took(figure: Any) -> None:
+def test_the_calls_panel_shows_calls_per_answer(figure: Any) -> None:
     """Calls are per answer, not per token: a rule that writes more has the larger number."""
     for axes, table in rows_of(figure).items():
         points = {(x, y) for line in drawn(axes).values() for x, y in line.get_xydata()}
@@ -141,7 +141,7 @@ def test_a_panel_over_calls_shows_what_an_answer_took(figure: Any) -> None:
         assert points != {(each.target_calls_per_token, each.quality) for each in table}
 
 
-def test_a_curve_joins_nothing_but_one_parameter() -> None:
+def test_a_curve_varies_only_one_parameter() -> None:
     found = curves(ROWS)
     assert sum(len(curve.rows) for curve in found) == len(ROWS)
     for curve in found:
@@ -153,7 +153,7 @@ def test_a_curve_joins_nothing_but_one_parameter() -> None:
     assert len({(curve.family, curve.others) for curve in found if "cascade" in curve.family}) == 7
 
 
-def test_block_lengths_are_points_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_lengths_are_separate_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not connected, and each is labelled with its k."""
     plt = sweep_plot.pyplot()
     kept: list[Any] = []
@@ -180,7 +180,7 @@ def test_a_longer_block_is_a_larger_mark_in_every_family() -> None:
     assert ordered == sorted(set(ordered))
 
 
-def test_variants_of_one_block_length_are_told_apart_from_another_length() -> None:
+def test_variants_of_a_block_length_look_different_from_other_lengths() -> None:
     rule = "speculative-cascade:rule=opt,alpha=0.3"
     found = curves(
         [row(spec, 0.0, i) for i, spec in enumerate([f"{rule},k=4", f"{rule},k=4,verify=block", f"{rule},k=8"])]
@@ -209,7 +209,7 @@ def labels(axes: Any) -> list[Any]:
     return [text for text in axes.texts if re.fullmatch(r"(k=|threshold=)?-?[\d.]+", text.get_text())]
 
 
-def test_both_ends_of_a_curve_say_their_alpha(figure: Any) -> None:
+def test_both_ends_of_a_curve_are_labelled_with_alpha(figure: Any) -> None:
     from matplotlib.colors import to_rgb
 
     for axes, table in rows_of(figure).items():
@@ -223,7 +223,7 @@ def test_both_ends_of_a_curve_say_their_alpha(figure: Any) -> None:
                 assert curve.places[place] in written, (curve.label, place)
 
 
-def test_labels_cover_neither_each_other_nor_a_mark(figure: Any) -> None:
+def test_labels_rarely_overlap_each_other_or_a_mark(figure: Any) -> None:
     """They do not overlap where there is room: here, up to one in ten finds none."""
     figure.canvas.draw()
     for axes in figure.axes:
@@ -235,14 +235,14 @@ def test_labels_cover_neither_each_other_nor_a_mark(figure: Any) -> None:
         assert crossed + hidden <= len(boxes) // 10
 
 
-def test_text_can_be_read_from_the_last_row(figure: Any) -> None:
+def test_text_is_legible_from_the_last_row(figure: Any) -> None:
     """Text has at least 9 points on a slide of 13.3 inches, whatever the width of the figure."""
     shrunk = 13.3 / max(figure.get_figwidth(), 13.3)
     texts = [text for axes in figure.axes for text in (*labels(axes), axes.xaxis.label, *axes.get_xticklabels())]
     assert min(text.get_fontsize() for text in (*texts, *figure.legends[0].get_texts())) * shrunk >= 9
 
 
-def test_what_is_far_away_does_not_press_the_curves_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outliers_do_not_compress_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With rules between 33 and 35 calls and the two models at 0 and 100, the axis covers only the rules."""
     specs = ["target", "draft", *(f"speculative-cascade:rule=opt,alpha={alpha},k=2" for alpha in (0.0, 0.1, 0.3))]
     calls = [100.0, 0.0, 35.0, 34.0, 33.0]
@@ -278,7 +278,7 @@ def test_the_same_table_is_the_same_file(tmp_path: Path, suffix: str, begins: by
         ElementTree.fromstring(one)
 
 
-def test_front_and_random_deferral_are_of_one_temperature(figure: Any) -> None:
+def test_front_and_random_deferral_use_a_single_temperature(figure: Any) -> None:
     for axes, table in rows_of(figure).items():
         lines = {
             line.get_label(): line for line in axes.lines if line.get_label() in ("Pareto front", "random deferral")
@@ -289,7 +289,7 @@ def test_front_and_random_deferral_are_of_one_temperature(figure: Any) -> None:
             assert {(x, y) for x, y in line.get_xydata()} <= points, label
 
 
-def test_random_deferral_is_between_the_draft_and_the_cheapest_without_loss(figure: Any) -> None:
+def test_random_deferral_joins_the_draft_and_the_cheapest_lossless_strategy(figure: Any) -> None:
     """It ends at the cheapest lossless strategy, as speculation writes the target's answers for fewer calls."""
     for axes, table in rows_of(figure).items():
         [line] = [line for line in axes.lines if line.get_label() == "random deferral"]
@@ -315,7 +315,7 @@ def test_tables_without_costs_show_the_same_calls(tmp_path: Path, monkeypatch: p
     plt.close("all")
 
 
-def test_settings_that_differ_between_temperatures_stand_at_their_points(
+def test_settings_that_differ_between_temperatures_are_labelled_at_the_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Settings found for budgets are labelled there: their one entry in the legend can show only one value."""
@@ -334,7 +334,7 @@ def test_settings_that_differ_between_temperatures_stand_at_their_points(
     plt.close("all")
 
 
-def test_one_long_name_costs_a_long_legend_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_long_name_does_not_cost_the_legend_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It wraps to two lines and stays complete; the legend stays inside the figure and below the panels."""
     rules = ["chow", "diff", "head", "mentored", "min-p", "opt", "opt-log", "token-v1", "token-v2", "token-v3", "bild"]
     specs = ["target", "draft", "speculative:k=4", *(f"speculative-cascade:rule={rule},k=4" for rule in rules)]

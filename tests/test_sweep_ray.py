@@ -80,7 +80,7 @@ def test_a_cluster_that_is_gone_is_not_waited_for(alive: bool) -> None:
 
 
 @pytest.mark.slow
-def test_placement_changes_nothing_and_resume_goes_on(plan_file: Path, tmp_path: Path, address: str) -> None:
+def test_placement_changes_no_answers_and_resume_continues(plan_file: Path, tmp_path: Path, address: str) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     assert CliRunner().invoke(app, ["sweep", str(plan_file), "-o", str(here), "-q"]).exit_code == 0
     ray = ["--executor", "ray", "--ray-address", address]
@@ -128,7 +128,7 @@ def test_a_pair_that_cannot_be_loaded_is_named(plan_file: Path, address: str) ->
 
 
 @pytest.mark.parametrize(("device", "workers", "words"), [("cuda:1", None, "leave out cuda:N"), ("auto", 3, "CPU")])
-def test_what_the_cluster_cannot_give_is_said_at_once(
+def test_unavailable_cluster_resources_are_reported_immediately(
     plan_file: Path, address: str, device: str, workers: int | None, words: str
 ) -> None:
     from cascli.sweeps.ray_executor import RayExecutor
@@ -146,7 +146,7 @@ def test_without_ray_it_says_what_to_install(plan_file: Path, monkeypatch: pytes
         ray_executor._ray()
 
 
-def test_flags_of_ray_need_ray(plan_file: Path, tmp_path: Path) -> None:
+def test_ray_flags_need_the_ray_executor(plan_file: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["sweep", str(plan_file), "-o", str(tmp_path / "out"), "--workers", "2"])
     assert done.exit_code == 2 and "need --executor ray" in done.output
     assert not (tmp_path / "out").exists()

@@ -53,7 +53,7 @@ def page_of(text: str = "answer", prompts: int = 8, **more: object) -> str:
     return report(header, rows(records, PLAN), None, records)
 
 
-def test_no_text_is_read_as_markup() -> None:
+def test_no_text_is_interpreted_as_markup() -> None:
     """Covers answers, prompts, categories, ids, the title, the command, the environment and the plan."""
     plan = plan_of(task={"kind": "jsonl", "path": HOSTILE.replace("\x00", ""), "metric": "f1"}, system=HOSTILE)
     records = [
@@ -77,17 +77,17 @@ def test_no_text_is_read_as_markup() -> None:
     assert not set(page) & {"\x1b", "\x00", "\u202e"}
 
 
-def test_half_a_character_of_an_answer_is_no_trouble() -> None:
+def test_half_a_character_in_an_answer_can_be_encoded() -> None:
     page_of("a\udc80b").encode()
 
 
-def test_it_asks_for_nothing() -> None:
+def test_the_page_loads_nothing_external() -> None:
     page = page_of()
     assert "default-src 'none'" in page
     assert not re.search(r"https?://|url\(|@import|<script|<iframe|srcset", page)
 
 
-def test_it_names_the_pair_and_no_folder_of_ours() -> None:
+def test_the_page_names_the_pair_but_no_local_folder() -> None:
     page = page_of()
     text = Elements(page).text
     assert "mine" in text and "path:large int8" in text and "2026-03-01" in text and "cascli sweep plan.yaml" in text
@@ -113,7 +113,7 @@ def test_few_prompts_have_no_interval_on_the_page() -> None:
     assert "of the strategies with at least" not in text
 
 
-def test_categories_are_told() -> None:
+def test_categories_are_shown_only_if_there_are_several() -> None:
     page = page_of()
     [head] = re.findall(r"<thead><tr>((?:(?!</tr>).)*writing.*?)</tr>", page)
     assert re.findall(r"writing<br>4 prompts|maths<br>4 prompts", head) == [
@@ -132,7 +132,7 @@ def answer(strategy: str, problem: str, text: str, quality: float, temperature: 
     return Record(cell=cell, problem=problem, text=text, quality=quality)
 
 
-def test_samples_are_answers_that_differ_most() -> None:
+def test_samples_are_the_answers_that_differ_most() -> None:
     records = [
         answer("target", "same", "one", 1.0),
         answer("draft", "same", "one", 1.0),
@@ -154,7 +154,7 @@ def test_samples_are_answers_that_differ_most() -> None:
     assert [each.problem for each in samples([failed, *records[:6]])] == ["near"]
 
 
-def test_the_texts_that_are_shown_are_those_furthest_from_the_targets() -> None:
+def test_the_texts_shown_are_those_furthest_from_the_target() -> None:
     specs = ["draft", *(f"speculative:k={k}" for k in range(1, 9))]
     scores = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.9, 0.6, 0.4]
     records = [answer(spec, "p", f"{spec} says", score) for spec, score in zip(specs, scores, strict=True)]
@@ -162,12 +162,12 @@ def test_the_texts_that_are_shown_are_those_furthest_from_the_targets() -> None:
     assert [each.quality for each in found.answers] == [0.9, 0.1, 0.2, 0.3] and found.left_out == 6
 
 
-def test_what_goes_on_behind_the_targets_end_is_not_shared_with_it() -> None:
+def test_text_beyond_the_end_of_the_target_is_not_marked_as_shared() -> None:
     [found] = samples([answer("target", "p", "a b", 1.0), answer("draft", "p", "a b c", 0.5)])
     assert [each.text[: each.shared] for each in found.answers] == ["a b", "a b"]
 
 
-def test_samples_are_few() -> None:
+def test_the_number_of_samples_is_limited() -> None:
     found = samples(records_of(PLAN, prompts=20))
     assert len(found) == MAX_SAMPLES and len({each.problem for each in found}) == MAX_SAMPLES
     for each in found:
@@ -175,7 +175,7 @@ def test_samples_are_few() -> None:
         assert len({answer.text for answer in each.answers}) == MAX_ANSWERS
 
 
-def test_an_answer_is_shown_from_where_it_parts() -> None:
+def test_an_answer_is_shown_from_where_it_diverges() -> None:
     """The part after a long common beginning is never cut off."""
     begins = "x" * 10_000
     records = [answer("target", "p", f"{begins} yes", 1.0), answer("draft", "p", f"{begins} no!", 0.0)]
@@ -188,7 +188,7 @@ def test_an_answer_is_shown_from_where_it_parts() -> None:
 # ---- what it is made from
 
 
-def test_a_packed_folder_is_read_as_it_was(tmp_path: Path) -> None:
+def test_a_compressed_folder_reads_the_same(tmp_path: Path) -> None:
     records = records_of(PLAN, prompts=2)
     folder = folder_of(tmp_path / "out", header_of(PLAN), records)
     lines = (folder / "records.jsonl").read_bytes()
@@ -247,13 +247,13 @@ def test_a_sweep_keeps_categories_prompts_and_its_title(tmp_path: Path) -> None:
     assert "and third" in page or not samples(folder.read())
 
 
-def test_other_categories_are_no_other_sweep() -> None:
+def test_categories_do_not_change_the_fingerprint_of_problems() -> None:
     """Answers do not depend on categories."""
     one, other = (Task("f1", [Example("a", "ask", category=name)]) for name in ("x", "y"))
     assert one.problem_hashes() == other.problem_hashes()
 
 
-def test_speeds_of_categories_have_the_interval_that_there_is() -> None:
+def test_speeds_of_categories_show_their_95_percent_interval() -> None:
     known = rows(records_of(PLAN), PLAN)[1]
     for kind, bounds in (("95%", "95%: 0.50 to 0.75"), ("range", ""), ("no scatter", "")):
         cell = _in_category(known.model_copy(update={"speed_interval": (0.5, 0.75), "speed_interval_kind": kind}))

@@ -84,7 +84,7 @@ def test_a_laptop_shows_the_table_in_single_lines(view: Browser) -> None:
 
 
 @pytest.mark.parametrize("width", [1200, 1280, 1440])
-def test_a_study_of_long_names_fits_a_laptop(view: Browser, width: int) -> None:
+def test_a_study_with_long_names_fits_a_laptop(view: Browser, width: int) -> None:
     """All columns fit, with names as long as those of rules with settings, and no number wraps."""
     study = Path(__file__).parents[1] / "benchmarks" / "results" / "study-word-problems" / "report.html"
     view.size(width)
@@ -100,7 +100,7 @@ def test_a_study_of_long_names_fits_a_laptop(view: Browser, width: int) -> None:
     assert len(heights) == len(rows) > 30 and max(heights) < 64
 
 
-def test_a_telephone_shows_every_value_with_its_name(view: Browser) -> None:
+def test_a_phone_shows_every_value_with_its_name(view: Browser) -> None:
     view.size(390)
     names = view.js(
         "[...document.querySelectorAll('.wide tbody:first-of-type tr:nth-child(6) td')]"

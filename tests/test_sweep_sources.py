@@ -55,7 +55,7 @@ def test_a_single_file_is_a_dataset(folder: Path, ending: str) -> None:
     assert asked(plan(path=f"mine.{ending}", split="test[1:3]"), folder) == [row["question"] for row in ROWS[1:3]]
 
 
-def test_a_saved_dataset_is_one(folder: Path) -> None:
+def test_a_dataset_saved_to_disk_can_be_read(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list(ROWS)
     rows.save_to_disk(str(folder / "one"))
@@ -66,7 +66,7 @@ def test_a_saved_dataset_is_one(folder: Path) -> None:
         task_of(plan(path="splits", split="nothing"), folder)
 
 
-def test_a_folder_of_plain_files_has_no_subsets_and_a_copy_of_the_hubs_has(folder: Path) -> None:
+def test_plain_folders_have_no_subsets_but_copies_from_the_hub_do(folder: Path) -> None:
     assert len(asked(plan(subset="main"), folder)) == len(ROWS)
     card = "---\nconfigs:\n- config_name: few\n  data_files:\n  - {split: test, path: few.jsonl}\n"
     card += "- config_name: all\n  data_files:\n  - {split: test, path: test.jsonl}\n---\n"
@@ -77,7 +77,7 @@ def test_a_folder_of_plain_files_has_no_subsets_and_a_copy_of_the_hubs_has(folde
         task_of(plan(subset="main"), folder)
 
 
-def test_shuffled_rows_are_known_by_their_place(folder: Path) -> None:
+def test_shuffled_rows_are_identified_by_their_original_index(folder: Path) -> None:
     problems = task_of(plan(shuffle=3), folder).problems
     assert [problem.prompt for problem in problems] != [row["question"] for row in ROWS]
     for problem in problems:
@@ -87,7 +87,7 @@ def test_shuffled_rows_are_known_by_their_place(folder: Path) -> None:
     assert task_of(plan(shuffle=4), folder).problems != problems
 
 
-def test_a_revision_is_the_hubs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_is_passed_to_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     called = []
     rows = datasets.Dataset.from_list(ROWS)
@@ -105,18 +105,18 @@ def test_a_revision_is_the_hubs(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"reference": None}, "the metric number needs a 'reference'"),
     ],
 )
-def test_a_column_that_is_not_there_is_named(folder: Path, change: dict, words: str) -> None:
+def test_a_missing_column_is_named(folder: Path, change: dict, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         task_of(plan(**change), folder)
     assert words in str(caught.value)
 
 
-def test_a_split_that_is_not_there_is_an_error(folder: Path) -> None:
+def test_a_missing_split_is_an_error(folder: Path) -> None:
     with pytest.raises(RunError, match="dataset 'sums'"):
         task_of(plan(split="train"), folder)
 
 
-def test_a_dataset_on_no_disk_and_offline_is_an_error(folder: Path) -> None:
+def test_a_dataset_that_is_not_on_disk_is_an_error_offline(folder: Path) -> None:
     with pytest.raises(RunError, match="dataset 'nobody/nothing'"):
         task_of(plan(path="nobody/nothing"), folder, offline=True)
 

@@ -29,13 +29,13 @@ def table(found: list[SweepRow], width: int) -> list[str]:
     return [line.rstrip() for line in view.file.getvalue().splitlines()]
 
 
-def test_it_speaks_as_compare_does() -> None:
+def test_headings_are_the_same_as_in_compare() -> None:
     theirs = {column.heading for column in (*PAGE, *LAW, *COMPARE_COST)}
     assert {column.heading for column in COST} <= theirs
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_temperatures_stand_apart(width: int) -> None:
+def test_temperatures_are_separated(width: int) -> None:
     """One line per strategy in a table, a heading for each temperature, and an empty line between two tables."""
     lines = table(ROWS, width)
     first, second = lines.index("temperature 0 (greedy)"), lines.index("temperature 1")
@@ -79,14 +79,14 @@ def test_few_prompts_get_no_interval() -> None:
     )
 
 
-def test_one_prompt_has_nothing_in_brackets() -> None:
+def test_a_single_prompt_shows_no_intervals() -> None:
     one = rows(records_of(PLAN, prompts=1), PLAN)
     text = "\n".join(table(one, 200))
     assert "Only 1 prompt: no interval" in text and "brackets" not in text
     assert not re.search(r"\d\.\d+ [(\[]", text)
 
 
-def test_columns_that_no_strategy_fills_are_not_there() -> None:
+def test_columns_that_no_strategy_fills_are_left_out() -> None:
     alone = [row for row in ROWS if row.strategy in ("target", "draft")]
     text = "\n".join(table(alone, 200))
     assert "mean" in text and "drafts" not in text and "accept" not in text
@@ -97,7 +97,7 @@ def test_acceptance_counts_rounds_and_tests() -> None:
     assert row.mean_acceptance_length == 3 and row.tested_acceptance_rate == pytest.approx(2 / 3)
 
 
-def test_one_sentence_says_what_was_compared() -> None:
+def test_one_sentence_describes_what_was_compared() -> None:
     for temperatures, seeds in (([0.0], ""), ([1.0], ", each with 2 seeds"), ([0.0, 1.0], " (one if greedy)")):
         plan = plan_of(temperatures=temperatures, seeds=[0, 1])
         said = summary(header_of(plan), rows(records_of(plan), plan))
@@ -124,7 +124,7 @@ def row(strategy: str, difference: float, low: float, high: float, speed: float)
     return target.model_copy(update=change)
 
 
-def test_findings_are_those_of_the_table() -> None:
+def test_findings_agree_with_the_table() -> None:
     target = row("target", 0.0, 0.0, 0.0, 1.0)
     exact, worse = row("speculative:k=4", -0.05, -0.1, 0.1, 1.5), row("draft", -0.3, -0.5, -0.1, 3.0)
     fastest, lower, differs = findings([target, exact, worse])
@@ -146,7 +146,7 @@ def test_findings_are_those_of_the_table() -> None:
     assert "is faster than target alone" in slow[1] and slow[1].startswith("No other strategy whose quality is not")
 
 
-def test_a_fastest_one_is_said_to_be_so_by_chance() -> None:
+def test_findings_state_whether_the_fastest_is_within_chance() -> None:
     def scattered(spec: str, speed: float, low: float, high: float) -> SweepRow:
         kinds = {"speed_interval": (low, high), "speed_interval_kind": "95%"}
         return row(spec, 0.0, -0.1, 0.1, speed).model_copy(update=kinds)
@@ -165,7 +165,7 @@ def test_a_fastest_one_is_said_to_be_so_by_chance() -> None:
     )
 
 
-def test_what_is_lossless_is_not_ranked_by_how_its_samples_came_out() -> None:
+def test_lossless_strategies_are_not_ranked_by_sampled_quality() -> None:
     """At temperature 1 its mean is below the target's half of the time, and sometimes outside its interval."""
     target = row("target", 0.0, 0.0, 0.0, 1.0)
     unlucky = [row(f"speculative:k={k}", -0.2, -0.3, -0.1, 1.0 + k / 10) for k in (2, 4)]
@@ -177,7 +177,7 @@ def test_what_is_lossless_is_not_ranked_by_how_its_samples_came_out() -> None:
     assert "speculative k=4" in said[0] and "+0.010 relative to the target's (-0.100 to +0.120)" in said[1]
 
 
-def test_caution_is_for_few_prompts_alone() -> None:
+def test_the_caution_appears_only_for_few_prompts() -> None:
     assert caution(ROWS) is None
     assert caution(rows(records_of(PLAN, prompts=6), PLAN)) is None
     assert "Only 5 prompts" in caution(rows(records_of(PLAN, prompts=5), PLAN))
@@ -201,7 +201,7 @@ def test_categories_are_rows_of_their_own_prompts() -> None:
     assert by_category([record for record in records if record.category == "maths"], PLAN) == {}
 
 
-def test_what_is_the_same_on_every_prompt_is_told_from_chance() -> None:
+def test_a_difference_equal_on_every_prompt_is_beyond_chance() -> None:
     worse = row("draft", -1.0, -1.0, -1.0, 4.0).model_copy(update={"quality_vs_target_interval_kind": "no scatter"})
     equal = row("speculative:k=2", 0.0, 0.0, 0.0, 2.0).model_copy(
         update={"quality_vs_target_interval_kind": "no scatter"}
@@ -224,19 +224,19 @@ def test_a_strategy_that_failed_on_some_prompts_is_not_the_fastest() -> None:
     assert "is the fastest" not in " ".join(findings([target, row("draft", -0.3, -0.4, -0.1, 4.0)]))
 
 
-def test_older_tables_with_intervals_are_not_told_that_they_have_none() -> None:
+def test_older_tables_with_intervals_get_no_caution() -> None:
     older = [each.model_copy(update={"quality_interval_kind": None, "num_prompts": None}) for each in ROWS]
     assert caution(older) is None
 
 
-def test_random_deferral_gives_way_where_there_is_no_room() -> None:
+def test_random_deferral_is_dropped_where_there_is_no_room() -> None:
     """It gives way to the quality and its difference from the target; the file has it."""
     narrow, wide = ("\n".join(table(ROWS, width)) for width in (80, 200))
     assert "random" not in narrow and "has more columns" in narrow
     assert "random" in wide
 
 
-def test_what_failed_is_no_category_and_no_answer_to_compare_with() -> None:
+def test_failed_answers_form_no_category_and_are_not_compared() -> None:
     plan = plan_of()
     records = records_of(plan)
     failed = Record(cell=records[0].cell, problem=records[0].problem, error="RunError: no")
@@ -250,7 +250,7 @@ def test_what_failed_is_no_category_and_no_answer_to_compare_with() -> None:
     assert after.prompts_compared == before.prompts_compared - 1
 
 
-def test_shares_of_a_batch_are_no_seconds_of_a_prompt() -> None:
+def test_batched_answers_have_no_seconds_per_prompt() -> None:
     cell = Cell(strategy="target", temperature=0.0, seed=0)
     one, many = (
         _answered([Record(cell=cell, problem="1", rounds=0, looped=0, seconds=2.0, batch_size=n)])[0].seconds
@@ -259,7 +259,7 @@ def test_shares_of_a_batch_are_no_seconds_of_a_prompt() -> None:
     assert (one, many) == (2.0, None)
 
 
-def test_of_equal_cost_the_better_is_on_the_front_and_zero_is_a_quality() -> None:
+def test_at_equal_cost_the_better_is_on_the_front_and_zero_quality_counts() -> None:
     row = rows(records_of(plan_of()), plan_of())[0]
     low, high, zero = (
         row.model_copy(update={"strategy": name, "quality": q}) for name, q in (("a", 0.2), ("b", 0.4), ("c", 0.0))
@@ -267,7 +267,7 @@ def test_of_equal_cost_the_better_is_on_the_front_and_zero_is_a_quality() -> Non
     assert front([low, high], lambda _: 1.0) == [high] and front([zero], lambda _: 1.0) == [zero]
 
 
-def test_repeats_are_held_against_the_same_repeat_of_the_target() -> None:
+def test_repeats_are_compared_with_the_same_repeat_of_the_target() -> None:
     """An evaluation's repeats draw their own random numbers, so the answers of two repeats differ."""
 
     def answered(strategy: str, repeat: int, token: int) -> Record:
@@ -279,14 +279,14 @@ def test_repeats_are_held_against_the_same_repeat_of_the_target() -> None:
     assert (draft.prompts_compared, draft.prompts_same) == (2, 1)
 
 
-def test_an_empty_answer_has_no_likelihood_and_takes_none_from_the_others() -> None:
+def test_an_empty_answer_does_not_affect_the_mean_likelihood() -> None:
     cell = Cell(strategy="target", temperature=0.0, seed=0)
     said = Record(cell=cell, problem="1", token_ids=[1, 2], log_likelihood=-0.5, finish_reason="eos")
     [row] = rows([said, Record(cell=cell, problem="2", finish_reason="eos")])
     assert row.log_likelihood == -0.5
 
 
-def test_estimates_stand_under_their_names() -> None:
+def test_estimates_are_under_the_right_headings() -> None:
     values = {"acceptance": 0.91, "deferral_rate": 0.12, "mean_tv": 0.23, "max_tv": 0.84}
     made = RuleEstimate(rule="opt", alpha=0.25, temperature=1.0, target_calls_per_token=0.35, **values)
     view = console(120, color=False)
@@ -304,7 +304,7 @@ def test_prompts_are_counted_once_whatever_the_seeds() -> None:
     assert {(row.temperature, row.answers) for row in found} == {(0.0, 3), (1.0, 6)}
 
 
-def test_work_that_is_known_of_some_answers_alone_is_not_told_of_all() -> None:
+def test_work_known_for_only_some_answers_is_not_reported() -> None:
     cell = Cell(strategy="target", temperature=0.0, seed=0)
     one, other = (Record(cell=cell, problem=name, token_ids=[1, 2], flops=n) for name, n in (("1", 6.0), ("2", 10.0)))
     [whole], [part] = rows([one, other]), rows([one, other.model_copy(update={"flops": None})])

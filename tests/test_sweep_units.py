@@ -15,7 +15,7 @@ from cascli.sweeps.units import Unit, batches, units
 from cascli.sweeps.worker import Worker, answers, record_of
 
 
-def test_what_changes_an_answer_changes_what_it_is_known_by() -> None:
+def test_whatever_changes_an_answer_changes_its_key_or_fingerprint() -> None:
     plan = SweepPlan(strategies=["draft"], temperatures=[1.0], runs=2)
     assert plan.fingerprint() != plan.model_copy(update={"top_p": 0.9}).fingerprint()
     assert len({cell.key for cell in plan.cells()}) == len(plan.cells()) == 4
@@ -32,7 +32,7 @@ def test_the_reference_is_greedy_whatever_ran_before(text_pair: Pair) -> None:
     assert found.error is None and found.quality == 1
 
 
-def test_a_record_is_of_all_turns(text_pair: Pair) -> None:
+def test_a_record_covers_all_turns(text_pair: Pair) -> None:
     plan = SweepPlan(strategies=["speculative:k=2"], temperatures=[1.0], max_new_tokens=9)
     problem, cell = Example("p", "one", later=("two",)), Cell(strategy="speculative:k=2", temperature=1.0, seed=0)
     first, last = answers(text_pair, plan, cell, problem)
@@ -61,7 +61,7 @@ def test_the_last_turn_is_scored(text_pair: Pair, monkeypatch: pytest.MonkeyPatc
     assert scored == [answers(text_pair, plan, cell, problem)[-1].text]
 
 
-def test_an_answer_once_counts_once_in_a_cascades_deferral(text_pair: Pair) -> None:
+def test_each_turn_counts_once_in_the_deferral_rate_of_a_cascade(text_pair: Pair) -> None:
     plan = SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=9)
     cell = Cell(strategy="cascade", temperature=1.0, seed=0)
     first, last = answers(text_pair, plan, cell, Example("p", "one", later=("two",)))
@@ -72,7 +72,7 @@ def test_an_answer_once_counts_once_in_a_cascades_deferral(text_pair: Pair) -> N
     assert record_of(cell, Example("p", "one"), rates, None, None).deferral_rate == 0.5
 
 
-def test_a_mean_of_which_a_part_is_not_known_is_not_known(text_pair: Pair) -> None:
+def test_a_mean_with_an_unknown_part_is_unknown(text_pair: Pair) -> None:
     """The table would show it as the mean of all tokens."""
     plan, problem = (
         SweepPlan(strategies=["draft"], temperatures=[1.0], max_new_tokens=4),
@@ -88,7 +88,7 @@ def test_a_mean_of_which_a_part_is_not_known_is_not_known(text_pair: Pair) -> No
     assert part.deferral_rate is None and part.mean_tv is None
 
 
-def test_answers_do_not_depend_on_what_steps_took_on_this_machine(text_pair: Pair) -> None:
+def test_answers_do_not_depend_on_step_times_of_this_machine(text_pair: Pair) -> None:
     """Otherwise a sweep resumed elsewhere, or after `cascli bench`, would mix two strategies."""
     spec, cheap = "speculative:stop=rate,k=8", timing([0.001])
     timed = dataclasses.replace(
@@ -103,7 +103,7 @@ def test_answers_do_not_depend_on_what_steps_took_on_this_machine(text_pair: Pai
     assert here.error is None and (here.drafted, here.token_ids) == (there.drafted, there.token_ids)
 
 
-def test_batches_hold_all_work_and_one_cell_each() -> None:
+def test_batches_cover_all_work_with_one_cell_each() -> None:
     plan = SweepPlan(strategies=["draft"], temperatures=[0.0, 1.0])
     work = [*units(plan, Task("agreement", [Example(str(n), "ask") for n in range(5)]))]
     made = batches(work, 2)

@@ -31,7 +31,7 @@ def test_taps_are_the_hidden_states_of_every_token(name: str) -> None:
     assert hidden[1].shape[0] == 5
 
 
-def test_layers_that_are_not_there_are_refused() -> None:
+def test_layers_out_of_range_are_refused() -> None:
     model = load_pair("tiny-random").target.model
     depth = len(decoder_layers(model))
     for n in (0, depth + 1):
@@ -39,7 +39,7 @@ def test_layers_that_are_not_there_are_refused() -> None:
             pass
 
 
-def test_a_model_of_another_build_says_so() -> None:
+def test_a_model_without_a_layer_list_is_an_error() -> None:
     model = load_pair("tiny-random").target.model
     model.model.layers = nn.Sequential(*model.model.layers)
     with pytest.raises(RunError, match="'llama' has no list of its"):

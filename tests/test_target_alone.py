@@ -48,7 +48,7 @@ def test_generate_and_compare_draft_without_a_model(alone: str, tmp_path: Path) 
     assert again.exit_code == 0 and "prompt-lookup" in again.stdout
 
 
-def test_what_asks_a_draft_model_is_refused_in_a_sentence(alone: str) -> None:
+def test_strategies_that_need_a_draft_model_are_refused_in_one_sentence(alone: str) -> None:
     for strategy in ("speculative", "cascade"):
         said = run("generate", "hi", "-c", alone, "-s", strategy)
         assert said.exit_code == 2 and "pair 'alone' has none" in said.stderr and len(said.stderr.splitlines()) <= 2
@@ -72,7 +72,7 @@ def flat(v: dict[int, float], c: float | None = None) -> Profile:
 
 
 @pytest.mark.parametrize("draft", [None, 0.4])
-def test_the_account_of_drafts_that_cost_nothing(text_pair: Pair, draft: float | None) -> None:
+def test_the_account_of_drafts_without_model_steps(text_pair: Pair, draft: float | None) -> None:
     """It uses the blocks' actual lengths, no draft steps whatever one costs, and predicts nothing for longer blocks."""
     ask = {"prompt_ids": REPEATS, "max_new_tokens": 40, "temperature": 1.0, "seed": 3}
     target, lookup = (generate(text_pair, strategy=each, **ask) for each in ("target", LOOKUP))
@@ -93,7 +93,7 @@ def test_the_account_of_drafts_that_cost_nothing(text_pair: Pair, draft: float |
     assert "draft" not in steps_line(flat({2: 1.5}))
 
 
-def test_drafters_stand_beside_each_other() -> None:
+def test_drafters_can_be_compared_side_by_side() -> None:
     found: Comparison = compare(load_pair(pair()), "one one one", ["target", "speculative", LOOKUP], max_new_tokens=12)
     rows: dict[str, Any] = {row.strategy: row for row in found.summary}
     assert len(rows) == 3 and rows["speculative:k=4"].draft_calls_per_token > 0
@@ -102,7 +102,7 @@ def test_drafters_stand_beside_each_other() -> None:
     assert found.explanation is not None
 
 
-def test_a_draft_of_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_draft_without_a_source_is_an_error(tmp_path: Path) -> None:
     """`draft:` may be omitted, or null; anything else is a model."""
     file = tmp_path / "x.yaml"
     file.write_text(yaml.safe_dump({"draft": {"sorce": 1}, "target": model(2, 300)}))

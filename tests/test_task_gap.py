@@ -14,7 +14,7 @@ from cascli.sweeps.tasks import task_of
 from tests.sweeps import plan_of, records_of
 
 
-def test_every_task_of_the_list_has_problems() -> None:
+def test_every_listed_task_has_problems() -> None:
     pytest.importorskip("reasoning_gym")
     for name, task in TASKS.items():
         if task["kind"] == "reasoning-gym":
@@ -22,7 +22,7 @@ def test_every_task_of_the_list_has_problems() -> None:
             assert len(task_of(plan, Path()).problems) == 100, name
 
 
-def test_the_gap_is_what_the_draft_model_lacks() -> None:
+def test_the_gap_is_the_quality_of_the_target_minus_that_of_the_draft() -> None:
     plan = plan_of(strategies=["draft"], temperatures=[0.0])
     records = records_of(plan)
     found = gap("made-up", SweepRows(rows(records, plan)))

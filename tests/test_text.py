@@ -19,7 +19,7 @@ def test_byte_tokenizer_round_trip() -> None:
     assert tokenizer.eos_token_id == 256
 
 
-def test_a_character_is_said_once_its_bytes_are_there() -> None:
+def test_a_character_is_emitted_once_its_bytes_are_complete() -> None:
     speller = Speller(byte_tokenizer())
     stream = Stream(speller)
     pieces = [stream.push(byte) for byte in TEXT.encode()]
@@ -27,7 +27,7 @@ def test_a_character_is_said_once_its_bytes_are_there() -> None:
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
 
 
-def test_an_unfinished_character_is_said_at_the_end() -> None:
+def test_an_unfinished_character_is_emitted_at_the_end() -> None:
     stream = Stream(Speller(byte_tokenizer()))
     said = "".join(stream.push(byte) for byte in "ab🙂".encode()[:-1])
     assert said == "ab"
@@ -60,13 +60,13 @@ def test_answer_ends_at_a_stop_string_inside_a_block() -> None:
     assert bytes(answer.token_ids) == b"go STOP"
 
 
-def test_answer_ends_at_the_limit_and_says_what_was_held_back() -> None:
+def test_answer_ends_at_the_limit_and_emits_the_text_held_back() -> None:
     answer = Answer(Speller(byte_tokenizer()), {256}, ["STOP"], limit=5)
     assert "".join(add(answer, "go STO")) == "go ST"
     assert answer.finish_reason == "length"
 
 
-def test_streams_say_what_the_final_text_is() -> None:
+def test_streamed_pieces_add_up_to_the_final_text() -> None:
     """Random bytes, whole and broken characters: the pieces add up to the text, and stop strings cut both alike."""
     rng, speller = random.Random(0), Speller(byte_tokenizer())
     parts = ["a", " ", "\n", "é", "語", "🙂", b"\x80", b"\xf0", b"\xf0\x9f", b"\xe6\x97", b"\xff", b"\xc3"]

@@ -68,7 +68,7 @@ def test_corpus_bleu_by_hand() -> None:
     assert abs(mean - wanted) > 0.001
 
 
-def test_corpus_bleu_is_sacrebleus() -> None:
+def test_corpus_bleu_matches_sacrebleu() -> None:
     """Covers empty and short answers, missing matches, and answers longer and shorter than their references."""
     import sacrebleu
 
@@ -136,7 +136,7 @@ def test_intervals_of_corpus_bleu_cover(n: int, differing: float, loss: float) -
     assert np.mean(alone) >= LEAST and np.mean(together) >= LEAST
 
 
-def test_pairing_is_what_makes_a_difference_sharp() -> None:
+def test_pairing_narrows_the_interval_of_a_difference() -> None:
     """The difference of answers that mostly agree varies much less than the score of either corpus."""
     ours, theirs = pairs(np.random.default_rng(1), 80, 0.3, 0.2)
     one, both = bleu_interval(theirs), bleu_difference_interval(ours, theirs)
@@ -183,7 +183,7 @@ def test_a_row_has_the_bleu_of_all_its_answers() -> None:
     assert abs(draft.quality - np.mean([each.quality for each in records[4:7]])) > 0.001
 
 
-def test_an_empty_answer_counts_by_the_words_that_it_lacks() -> None:
+def test_an_empty_answer_counts_through_its_missing_words() -> None:
     (target,) = rows([scored("target", f"p{i}", REFERENCES[i] if i else "", REFERENCES[i]) for i in range(2)])
     assert target.quality == pytest.approx(math.exp(1 - 10 / 5)) and target.num_prompts == 2
 

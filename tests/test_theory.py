@@ -36,7 +36,7 @@ def test_some_block_pays_off_if_acceptance_exceeds_c(c: float) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 6])
 @pytest.mark.parametrize("a", [0.0, 0.3, 0.8, 1.0])
-def test_rounds_of_an_answer_are_those_of_a_simulation(a: float, k: int) -> None:
+def test_rounds_per_answer_agree_with_the_exact_distribution(a: float, k: int) -> None:
     """The mean number of rounds for n tokens agrees with the exact distribution of the tokens per round."""
     n = 60
     chances = [a**t * (1 - a) for t in range(k)] + [a**k]  # of 1 .. k + 1 tokens
@@ -69,6 +69,6 @@ def test_explanation_adds_up(text_pair: Pair, any_noise: None) -> None:
     assert explain(found.runs[:2]) is None
 
 
-def test_who_knows_what_passes_may_draft_more_than_the_answer_has_left() -> None:
+def test_an_oracle_may_draft_more_than_the_answer_has_left() -> None:
     v = [1.0, 0.9, 0.8, 0.7, 0.6]
     assert least_cost(1, along([1.0], 4), v.__getitem__, 4) == 0.6

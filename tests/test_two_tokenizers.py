@@ -70,12 +70,12 @@ def test_tokens_of_both_kinds_are_bytes(tokenizer: Any, name: str, data: bytes |
     assert data is None or token in contents.tokens[data]
 
 
-def test_of_the_same_bytes_the_one_that_texts_are_made_of_comes_first() -> None:
+def test_of_tokens_with_equal_bytes_the_one_used_in_texts_comes_first() -> None:
     tokenizer = piecewise()
     assert Contents(tokenizer).tokens[b"a"] == [id_of(tokenizer, "a"), id_of(tokenizer, "<0x61>")]
 
 
-def test_a_vocabulary_of_another_kind_is_refused() -> None:
+def test_an_unsupported_kind_of_tokenizer_is_refused() -> None:
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -95,7 +95,7 @@ def test_texts_are_spelled_exactly(tokenizer: Any, text: str) -> None:
     assert contents.spelling(contents.encode(text.encode())) == text.encode()
 
 
-def test_a_texts_own_tokens_are_kept_where_they_spell_it() -> None:
+def test_the_tokenizers_own_tokens_are_kept_where_they_spell_the_text() -> None:
     """The first word is encoded as in the middle of a text: without `▁`, a space that nobody wrote."""
     tokenizer = piecewise()
     contents = Contents(tokenizer)
@@ -104,7 +104,7 @@ def test_a_texts_own_tokens_are_kept_where_they_spell_it() -> None:
     assert [contents.name(token) for token in contents.encode("é".encode()[:1])] == ["<0xC3>"]
 
 
-def test_a_normalizer_that_changes_a_text_is_gone_round() -> None:
+def test_a_normalizer_that_changes_a_text_is_bypassed() -> None:
     """Qwen's normalizer composes letters and accents, which a target without it writes separately."""
     from tokenizers import normalizers
 
@@ -138,7 +138,7 @@ def test_every_token_of_the_target_is_read_as_its_own_bytes() -> None:
         assert made.shared == len(common) + 1  # and the end-of-text token
 
 
-def test_tokens_that_the_draft_has_no_row_for_are_neither_read_nor_said() -> None:
+def test_tokens_without_a_row_in_the_draft_are_neither_read_nor_drafted() -> None:
     draft, target = Vocabulary(Contents(bytewise(), 258), ()), side(piecewise())
     made = Translation(draft, target)
     assert (draft.size, draft.special, draft.end) == (258, set(), None)
@@ -148,7 +148,7 @@ def test_tokens_that_the_draft_has_no_row_for_are_neither_read_nor_said() -> Non
     assert made.logits(torch.zeros(1, 258)).isfinite().sum() == made.shared < side(bytewise()).size
 
 
-def test_the_draft_says_what_both_can_and_its_twins_add_up() -> None:
+def test_the_draft_is_limited_to_shared_tokens_and_merges_duplicates() -> None:
     draft, target = side(piecewise()), side(bytewise())
     own = torch.randn(3, draft.size, dtype=torch.float64)
     said, probs = Translation(draft, target).logits(own).softmax(-1), own.softmax(-1)
@@ -161,7 +161,7 @@ def test_the_draft_says_what_both_can_and_its_twins_add_up() -> None:
     assert bool((said[:, target.contents.tokens[b" \xc3\xa9"]] == 0).all())  # the draft does not have it
 
 
-def test_of_two_tokens_of_the_target_the_usual_one_is_drafted() -> None:
+def test_of_two_equivalent_target_tokens_the_usual_one_is_drafted() -> None:
     target = side(piecewise())
     own = torch.zeros(1, side(bytewise()).size)
     said = Translation(side(bytewise()), target).logits(own)
@@ -169,7 +169,7 @@ def test_of_two_tokens_of_the_target_the_usual_one_is_drafted() -> None:
     assert said[0, a] == 0 and said[0, byte] == -torch.inf
 
 
-def test_special_tokens_go_by_their_role() -> None:
+def test_special_tokens_are_matched_by_role() -> None:
     """End, beginning and same-named tokens correspond; text that looks like a special token stays text."""
     draft = side(piecewise(("<unk>", "<s>", "</s>", "<|user|>")))
     target = side(bytewise(("<|end|>", "<|begin|>", "<|stop|>", "<|user|>", "<|tool|>"), bos_token="<|begin|>"), (267,))
@@ -190,7 +190,7 @@ def test_special_tokens_go_by_their_role() -> None:
     assert id_of(ours, "</s>") not in made.prompt(theirs("</s>", add_special_tokens=False)["input_ids"])
 
 
-def test_prompts_are_read_as_a_whole_and_begin_as_the_drafts_do() -> None:
+def test_prompts_are_encoded_whole_and_begin_as_the_draft_expects() -> None:
     theirs = bytewise(("<|end|>", "<|begin|>", "<|user|>"), bos_token="<|begin|>")
     target = side(theirs)
     ids = [id_of(theirs, "<|begin|>"), id_of(theirs, "<|user|>"), *(id_of(theirs, letter) for letter in "the")]
@@ -212,7 +212,7 @@ def _begins_with(tokenizer: Any, name: str) -> Any:
     return TemplateProcessing(single=f"{name} $A", special_tokens=[(name, id_of(tokenizer, name))])
 
 
-def test_too_little_in_common_is_refused_with_what_was_found() -> None:
+def test_too_few_shared_tokens_are_refused_with_their_count() -> None:
     with pytest.raises(
         ConfigError, match=r"differ: they share 1 tokens, of the draft's 21 and the target's 257;\nthis"
     ):
@@ -222,7 +222,7 @@ def test_too_little_in_common_is_refused_with_what_was_found() -> None:
         )
 
 
-def test_the_content_map_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_content_map_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "cache" / "x.safetensors"
     sides = side(bytewise()), side(piecewise())
     own = torch.randn(2, sides[0].size)
@@ -255,7 +255,7 @@ def test_greedy_answers_are_the_targets(pair: dict[str, Any], strategy: str) -> 
     assert runs[0].metrics.shared_mass is None and 0 < runs[1].metrics.shared_mass < 1
 
 
-def test_every_strategy_runs_and_the_trace_says_what_can_be_drafted(pair: dict[str, Any]) -> None:
+def test_every_strategy_runs_and_the_trace_records_the_shared_tokens(pair: dict[str, Any]) -> None:
     loaded = load_pair(pair)
     found = compare(loaded, "the thing", max_new_tokens=8, temperature=1.0, schedule="fair")
     assert len(found.summary) == 7
@@ -267,7 +267,7 @@ def test_every_strategy_runs_and_the_trace_says_what_can_be_drafted(pair: dict[s
     assert masses[0] is None and all(0 < mass <= 1 for mass in masses[1:])
 
 
-def test_answers_side_by_side_are_those_of_each_alone(pair: dict[str, Any]) -> None:
+def test_batched_answers_equal_those_of_each_prompt_alone(pair: dict[str, Any]) -> None:
     loaded = load_pair(pair)
     asked = [Prompt((text,), text) for text in ("the thing", "é", "the", "in the thing 日", "thé")]
     together = generate_many(loaded, asked, strategy="speculative:k=3", batch_size=3, max_new_tokens=9)
@@ -283,7 +283,7 @@ def test_the_audit_reads_the_draft_in_its_own_tokens(pair: dict[str, Any]) -> No
     assert [check.status for check in numerics.numerics(load_pair(pair), 4)] == ["pass"] * 4
 
 
-def test_the_audit_sees_a_text_that_is_read_as_another(pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_detects_a_text_read_as_another(pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_pair(pair)
 
     def found() -> list[str]:
@@ -315,7 +315,7 @@ def test_a_cut_head_and_another_tokenizer(pair: dict[str, Any]) -> None:
     assert loaded.info.shared_tokens == sayable < loaded.translation.shared
 
 
-def test_the_drafts_own_context_is_told_when_it_is_full(tmp_path: Path) -> None:
+def test_a_full_context_of_the_draft_is_reported(tmp_path: Path) -> None:
     """The context is counted in the draft's tokens, of which a text has more; the target's still has room."""
     config = pair_of(tmp_path, byte_tokenizer(), bytewise())
     config["draft"]["source"]["random"] = config["draft"]["source"]["random"] | {"max_position_embeddings": 40}

@@ -43,7 +43,7 @@ def test_usage_errors_are_two_lines(line: str) -> None:
     assert len(found.stderr.splitlines()) == 2
 
 
-def test_help_says_the_defaults(clean_env: pytest.MonkeyPatch) -> None:
+def test_help_states_the_defaults(clean_env: pytest.MonkeyPatch) -> None:
     assert "(default the pair's, else 4)" in " ".join(invoke("generate", "--help").stdout.split())
     assert "if the file sets none. (default 4)" in " ".join(invoke("sweep", "--help").stdout.split())
 
@@ -54,7 +54,7 @@ def test_switches_of_a_file_can_be_turned_off(clean_env: pytest.MonkeyPatch) -> 
     assert not invoke("generate", "hi", *TINY, "--no-json").stdout.startswith("{")
 
 
-def test_input_that_is_no_text_is_a_usage_error(clean_env: pytest.MonkeyPatch, text_pair: Pair) -> None:
+def test_input_that_is_not_text_is_a_usage_error(clean_env: pytest.MonkeyPatch, text_pair: Pair) -> None:
     found = invoke("generate", *TINY, stdin=b"\xff\xfe\xfa")
     assert (found.exit_code, found.stderr.strip()) == (2, "cascli: stdin is not UTF-8 text.")
     with pytest.raises(UsageError, match="not valid UTF-8"):

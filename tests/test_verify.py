@@ -89,7 +89,7 @@ def test_options_are_audited(text_pair: Pair, tree: tables.Tree, monkeypatch: py
     assert [check.status for check in joint.joint_laws(text_pair, tree, [loosest], RUNS)] == ["fail"] * 2
 
 
-def test_rounds_of_every_length_are_those_of_the_plain_path(text_pair: Pair, tree: tables.Tree) -> None:
+def test_rounds_of_every_length_match_the_plain_path(text_pair: Pair, tree: tables.Tree) -> None:
     strategies = [
         parse(text) for text in ("target", "speculative:k=2", "speculative-cascade:rule=opt", "token-cascade")
     ]
@@ -126,7 +126,7 @@ PLANTED = [residual_from_pi, lenient_tests, draws_of_less, top_p_of_less, one_nu
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_what_decides_on_a_cpu_is_not_compared_with_itself(
+def test_the_cpu_path_is_not_compared_with_itself(
     plant: Callable[[pytest.MonkeyPatch], None],
     text_pair: Pair,
     tree: tables.Tree,
@@ -139,7 +139,7 @@ def test_what_decides_on_a_cpu_is_not_compared_with_itself(
 
 
 @pytest.mark.parametrize("name", ["scaled prefixes", "prefixes as tokens"])
-def test_rounds_by_blocks_are_not_compared_with_themselves(
+def test_block_verification_is_not_compared_with_itself(
     name: str, text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "scaled prefixes":
@@ -151,7 +151,7 @@ def test_rounds_by_blocks_are_not_compared_with_themselves(
     assert check.status == "fail", check
 
 
-def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> None:
+def test_captured_rounds_are_audited(text_pair: Pair, tree: tables.Tree) -> None:
     """A graph that returns a stale result, which no plain path would reveal, is detected."""
     right = GraphCache(Uncaptured())
 
@@ -170,7 +170,7 @@ def test_what_captures_rounds_is_audited(text_pair: Pair, tree: tables.Tree) -> 
     assert check.status == "pass"
 
 
-def test_rounds_that_were_captured_are_replayed(text_pair: Pair, tree: tables.Tree) -> None:
+def test_captured_rounds_are_replayed(text_pair: Pair, tree: tables.Tree) -> None:
     """A graph that computes nothing on replay, and always returns the result of its capture, is detected."""
 
     class Frozen(Uncaptured):
@@ -186,7 +186,7 @@ def test_rounds_that_were_captured_are_replayed(text_pair: Pair, tree: tables.Tr
     assert check.status == "pass" and taped.seconds > 0
 
 
-def test_rounds_are_of_the_whole_vocabulary_too(
+def test_rounds_are_also_checked_over_the_whole_vocabulary(
     text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault beyond a tree's few tokens is detected, as it would be in the second part of a kernel."""
@@ -200,7 +200,7 @@ def test_rounds_are_of_the_whole_vocabulary_too(
     assert check.status == "fail" and check.statistic < 0.1
 
 
-def test_drafts_are_drawn_from_what_they_say(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_are_drawn_from_their_reported_distributions(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Distributions of another step (probs or base) and the token of another random number are detected."""
     assert [check.status for check in draws.draws(text_pair)] == ["pass"] * 2
     runner, right = type(text_pair.target.runner), Runner.write
@@ -229,7 +229,7 @@ def test_a_wrong_residual_fails_the_exact_law(tree: tables.Tree, monkeypatch: py
     assert any(check.status == "fail" for check in law.worst_of([tree]))
 
 
-def test_a_law_that_is_no_number_fails(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_law_that_is_not_finite_fails(tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """A law that is not finite at one alpha fails, even if it is at those before and after."""
     kind = rules.load("min-p")
     right = kind.apply
@@ -271,7 +271,7 @@ def test_a_rewind_that_is_off_by_one_fails(monkeypatch: pytest.MonkeyPatch) -> N
     assert numerics.cache("target", loaded.target, loaded.vocab, 4).status == "fail"
 
 
-def test_parity_names_a_difference_and_judges_it(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parity_locates_a_difference_and_classifies_it(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = builtin()[:2]
     [same] = parity.parity(text_pair, prompts, 12, 1e-3)
     assert same.status == "pass"
@@ -340,7 +340,7 @@ def test_a_failed_check_exits_1(clean_env: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("chosen", [None, ["target", "speculative:k=2", "cascade", "token-cascade"]])
-def test_every_check_is_counted_and_told_as_it_is_made(
+def test_every_check_is_counted_and_reported_as_it_runs(
     text_pair: Pair, chosen: list[str] | None, deep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "QUICK", replace(audit.QUICK, runs=20, deep=deep, rewinds=2, tokens=2))
@@ -373,7 +373,7 @@ def test_lines_of_an_audit_break_between_words(width: int) -> None:
     assert len(lines) <= 2 * len(names)
 
 
-def test_distributions_is_what_the_engine_samples_with() -> None:
+def test_the_engine_and_the_audit_share_one_distributions_module() -> None:
     """Planted bugs above replace functions of these modules; the engine must look them up there."""
     assert rejection.distributions is joint.distributions
     assert Check.__module__ == "cascli.audit.report"
@@ -390,7 +390,7 @@ def test_a_target_alone_is_audited() -> None:
     assert by_kind["joint law", "speculative-cascade"] == "skipped"  # it depends on where rounds begin
 
 
-def test_texts_that_come_too_seldom_deviate_too() -> None:
+def test_texts_that_occur_too_rarely_also_deviate() -> None:
     law = {(i,): 0.8999 / 89 for i in range(89)} | {(99,): 0.1001}
     seen = Counter({(i,): 112 for i in range(89)}) + Counter({(99,): 1})
     assert joint.deviation(seen, law, seen.total()) > 20
@@ -405,7 +405,7 @@ def test_parity_is_judged_by_the_widest_margin(text_pair: Pair, monkeypatch: pyt
     assert found.status == "fail" and found.statistic == 0.5
 
 
-def test_what_rounding_does_to_logits_is_no_failure_of_parity(text_pair: Pair) -> None:
+def test_rounding_of_logits_does_not_fail_parity(text_pair: Pair) -> None:
     """The tolerance is twice the target's block error, as a share of its largest logits."""
     target = replace(text_pair.target, dtype="bfloat16")
     seen = [check_of("block", f"{role} (bfloat16)", off, 0.1, 0.0) for role, off in (("draft", 0.09), ("target", 0.02))]
@@ -413,7 +413,7 @@ def test_what_rounding_does_to_logits_is_no_failure_of_parity(text_pair: Pair) -
     assert audit._tolerance(text_pair, seen) == parity.REAL_IN_FLOAT32
 
 
-def test_logits_are_as_far_apart_as_their_worst_row() -> None:
+def test_the_difference_of_logits_is_that_of_the_worst_row() -> None:
     """A fault at one position in a hundred is not averaged away."""
     rows = torch.ones(100, 4)
     off = rows.clone()
@@ -421,7 +421,7 @@ def test_logits_are_as_far_apart_as_their_worst_row() -> None:
     assert numerics.difference(off, rows) == pytest.approx(0.5)
 
 
-def test_a_cache_is_as_good_as_its_worst_rewind(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_is_judged_by_its_worst_rewind(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = iter([0.0, 0.5, 0.0, 0.0])
     monkeypatch.setattr(numerics, "difference", lambda *_: next(seen))
     found = numerics.cache("target", text_pair.target, text_pair.vocab, 4)

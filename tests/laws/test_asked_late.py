@@ -99,7 +99,7 @@ def test_the_same_rounds_with_a_stop(stop: str, request: pytest.FixtureRequest) 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("rule", ["token-v3,alpha=0.4", "mixture,target_weight=0.5", "min-p,alpha=0.3"])
-def test_steps_are_made_that_something_is_made_of(rule: str, k: int) -> None:
+def test_draft_steps_run_only_if_their_result_is_used(rule: str, k: int) -> None:
     """One draft step per drafted token, plus one after every block that passed if the rule reads q there."""
     whole = broken = 0
     for run in runs_of(f"speculative-cascade:rule={rule},k={k}", max_new_tokens=40):
@@ -112,7 +112,7 @@ def test_steps_are_made_that_something_is_made_of(rule: str, k: int) -> None:
 
 
 @pytest.mark.parametrize("stop", ["max-q", "svip"])
-def test_a_stop_that_has_looked_there_saves_the_step(stop: str) -> None:
+def test_a_stop_that_already_read_q_saves_the_step(stop: str) -> None:
     """A round ended by the stop takes one draft step more than it has tokens; a full round only if all drafts pass."""
     refused = 0
     for run in runs_of(f"speculative-cascade:rule=token-v3,alpha=0.4,stop={stop}{MIDDLE[stop]},k=3"):
@@ -166,7 +166,7 @@ class Watching(Model):
         return super().propose(s, n, rule)
 
 
-def test_a_drafter_that_is_asked_late_sees_the_block_in_the_answer() -> None:
+def test_a_drafter_called_late_sees_the_block_in_the_answer() -> None:
     strategy = speculating("speculative-cascade:rule=mixture,target_weight=0.5,k=3")
     drafter = Watching()
     for run in runs_of(dataclasses.replace(strategy, draft=drafter)):
@@ -184,14 +184,14 @@ class Twice(Model):
         return speculation.Block(block.tokens, block.q, block.q)
 
 
-def test_what_is_not_known_is_not_made_up_in_rounds_that_pass() -> None:
+def test_unknown_values_are_not_made_up_in_rounds_that_pass() -> None:
     strategy = dataclasses.replace(speculating("speculative-cascade:rule=mixture,k=3"), draft=Twice())
     for run in runs_of(strategy, top=2):
         assert all(token.detail is None or token.detail.q1 is None for token in run.emitted)
 
 
 @pytest.mark.parametrize("runner", [Eagle3Runner, ExitRunner])
-def test_who_goes_by_the_target_is_asked_at_once(runner: type[Runner]) -> None:
+def test_drafters_that_read_the_target_are_queried_immediately(runner: type[Runner]) -> None:
     rule, device = speculating("speculative-cascade:k=3").verification_rule, torch.device("cpu")
     made = runner.__new__(runner)
     made.__dict__["_exit"] = made
@@ -210,7 +210,7 @@ class ByRounds(Model):
     by_prefix: ClassVar[bool] = False
 
 
-def test_who_reads_on_the_host_or_goes_by_rounds_is_asked_at_once() -> None:
+def test_host_side_and_round_based_drafters_are_queried_immediately() -> None:
     """The former has no step to save; the latter's q after a block is not the q of a round that begins there."""
     plain = tiny_pair(3).draft
     assert plain is not None
@@ -222,7 +222,7 @@ def test_who_reads_on_the_host_or_goes_by_rounds_is_asked_at_once() -> None:
         assert not speculating(f"speculative-cascade:draft={draft},k=3").asks_late(*where, captures=False)
 
 
-def test_a_stop_is_told_of_the_step() -> None:
+def test_a_stop_is_informed_of_the_extra_step() -> None:
     """A round without drafts always passes, so in `rate` the cost of drafting nothing includes the extra step too."""
     costs = speculating("speculative-cascade:rule=token-v3,stop=rate,k=4").costs(tiny_pair(5, 2))
     assert costs is not None and costs.reads_if_kept and not costs.reads_last
@@ -275,7 +275,7 @@ def test_random_numbers_of_the_first_position_change_the_law(monkeypatch: pytest
     assert distance(law, wanted) > 1e-3
 
 
-def test_the_target_is_no_control() -> None:
+def test_pi_of_this_pair_differs_from_p() -> None:
     """For this pair pi is far enough from p that the tests above would detect a bonus drawn from p."""
     strategy = speculating("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
     ours = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)

@@ -129,7 +129,7 @@ def test_what_a_round_writes_follows_pi(size: int, k: int, trees: int, name: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_zeros_and_equal_models_are_no_trouble(kind: str) -> None:
+def test_the_law_is_exact_for_zeros_and_equal_models(kind: str) -> None:
     for rule in (RULES["exact"], RULES["token-v3"]):
         assert error(random_tables(3, seed=5, kind=kind), rule, 2) < EXACT
 
@@ -146,7 +146,7 @@ def test_a_round_goes_as_the_definition_says() -> None:
 
 
 @each_rule
-def test_no_fewer_drafts_are_kept_than_by_token_tests(name: str) -> None:
+def test_at_least_as_many_drafts_are_kept_as_by_token_tests(name: str) -> None:
     gains = []
     for seed in range(60):
         tables, k = random_tables(3, seed=seed, kind=("plain", "warped")[seed % 2]), 1 + seed % 3
@@ -157,7 +157,7 @@ def test_no_fewer_drafts_are_kept_than_by_token_tests(name: str) -> None:
     assert min(gains) > -EXACT and max(gains) > 1e-3
 
 
-def test_a_prefix_stands_with_its_weight_whatever_comes_after_it() -> None:
+def test_a_prefix_is_kept_with_its_weight_whatever_follows() -> None:
     """P(at least i tokens are kept | the first i) = p_i: the lemma from which the law follows."""
     for seed, rule in enumerate(RULES.values()):
         tables, k = random_tables(3, seed=seed, kind="plain"), 3
@@ -228,7 +228,7 @@ def test_a_test_passes_exactly_below_its_probability_and_the_longest_counts() ->
             assert out.accepted.tolist() == [j == i for j in range(4)] and out.num_accepted == i + 1
 
 
-def test_the_next_token_is_drawn_from_the_law_after_what_was_kept() -> None:
+def test_the_next_token_is_drawn_from_the_law_after_the_kept_prefix() -> None:
     for draft in blocks(3):
         laws = rejection.prefix_tests(*draft[:3])[1]
         for passed in product((True, False), repeat=3):
@@ -241,7 +241,7 @@ def test_the_next_token_is_drawn_from_the_law_after_what_was_kept() -> None:
                 assert verify_prefixes(*draft[:3], u, follow).next_token == wanted
 
 
-def test_nothing_drafted_is_a_draw_from_pi() -> None:
+def test_an_empty_draft_gives_a_draw_from_pi() -> None:
     pi = torch.tensor([[0.2, 0.5, 0.3]])
     none = pi[:0]
     for u, token in ((0.1, 0), (0.6, 1), (0.8, 2)):
@@ -332,7 +332,7 @@ BUGS = [first_failure, residual_without_weight, excess_at_the_token_itself, weig
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_bugs_are_detected(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     check = partial(error, random_tables(3, seed=0, kind="plain"), RULES["exact"], 2)
     assert check() < EXACT
     bug(monkeypatch)
@@ -348,7 +348,7 @@ def test_tests_are_neither_certain_nor_hopeless() -> None:
     assert sum(0.02 < chance < 0.98 for chance in chances) > len(chances) / 10
 
 
-def test_a_bonus_from_p_is_seen() -> None:
+def test_a_bonus_from_p_is_detected() -> None:
     tables, rule = random_tables(3, seed=1, kind="plain"), RULES["token-v3"]
     after_the_block = [tables(drafted) for drafted in product(range(3), repeat=2)]
 

@@ -126,7 +126,7 @@ def test_texts_end_at_the_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("rule", ["", *CASCADES[:3]])
-def test_greedy_runs_are_those_of_token_tests(rule: str, k: int) -> None:
+def test_greedy_runs_equal_those_of_token_tests(rule: str, k: int) -> None:
     name = f"speculative-cascade:rule={rule}," if rule else "speculative:"
     ask = {"prompt_ids": [1, 2], "max_new_tokens": 30, **GREEDY}
     ours, theirs = (
@@ -154,7 +154,7 @@ class Short(Model):
 
 
 @pytest.mark.parametrize("fewer", [False, True])
-def test_drafters_that_say_less(fewer: bool) -> None:
+def test_drafters_that_return_less_keep_the_law(fewer: bool) -> None:
     """Shorter blocks keep the law. Without q after a block, the bonus follows p, which keeps it only for pi = p."""
     strategy = dataclasses.replace(parse("speculative:k=3,verify=block"), draft=Short(fewer=fewer))
     law = engine_law(strategy, 4, 2, 2, **PLAIN)
@@ -180,7 +180,7 @@ def test_lookups_write_the_same_law_either_way(verify: str) -> None:
     assert distance(law, reference_law(target("exact"), 4, 3, 2, **PLAIN)) < EXACT
 
 
-def test_the_trace_tells_what_each_prefix_would_pass_with() -> None:
+def test_the_trace_records_the_acceptance_probability_of_each_prefix() -> None:
     """`accept_prob` is h of each prefix, computed from the reference's distributions at its tokens."""
     tables, rule = model_tables(5, 2, **PLAIN), target("token-v3", 0.3)
     seen = []
@@ -201,7 +201,7 @@ def test_the_trace_tells_what_each_prefix_would_pass_with() -> None:
     assert any(seen)  # tokens were kept although their own prefix was more likely to fail
 
 
-def test_default_runs_are_what_they_were() -> None:
+def test_default_runs_are_unchanged() -> None:
     """`verify=token` appears in no parameter, draws the same numbers as the default, and writes the same rounds."""
     ask = {"prompt_ids": [1, 2], "max_new_tokens": 20, "seed": 3, **PLAIN}
     runs = [generate(tiny_pair(8, 2), strategy=f"speculative:k=4{verify}", **ask) for verify in ("", ",verify=token")]
@@ -213,7 +213,7 @@ def test_default_runs_are_what_they_were() -> None:
 # ---------------------------------------------------------------- random numbers
 
 
-def test_what_was_looked_at_gets_new_numbers() -> None:
+def test_used_positions_get_new_random_numbers() -> None:
     table, ahead = Uniforms(7, 12), LookingAhead(Uniforms(7, 12))
     assert torch.equal(ahead.draw(0, 4), table.draw(0, 4))  # first drafts use the same numbers as in every strategy
     ahead.mark_used(4)
@@ -225,7 +225,7 @@ def test_what_was_looked_at_gets_new_numbers() -> None:
     assert torch.equal(ahead.residual(1, 5), table.residual(1, 5))
 
 
-def test_new_numbers_are_of_seed_round_and_place_alone() -> None:
+def test_new_random_numbers_depend_only_on_seed_round_and_position() -> None:
     long, short, other = Uniforms(5, 40), Uniforms(5, 9), Uniforms(6, 40)
     drawn = []
     for name in ("draw_again", "accept_again"):
@@ -260,14 +260,14 @@ def one_number_for_all_tests(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bug", [same_numbers_again, same_tests_again, same_draws_again, one_number_for_all_tests])
-def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_bugs_are_detected(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = sequential_law(model_tables(*SHAPE, **PLAIN), target("exact"), 3)
     bug(monkeypatch)
     assert distance(engine_law("speculative:k=2,verify=block", 3, *SHAPE, **PLAIN), wanted) > 1e-3
 
 
 @pytest.mark.parametrize("name", rules.names())
-def test_every_rule_goes_with_it(name: str) -> None:
+def test_every_rule_works_with_block_verification(name: str) -> None:
     fields = dataclasses.fields(rules.load(name))
     values = {field.name: 0.3 for field in fields if field.default is dataclasses.MISSING}
     spec = ",".join([name, *(f"{key}={value}" for key, value in values.items())])

@@ -81,7 +81,7 @@ def reference() -> None:
             logits(VOCAB, 2, tuple(map(int, prefix)))
 
 
-def test_what_was_cut_off_matters() -> None:
+def test_the_removed_tokens_have_substantial_mass() -> None:
     """The removed tokens have a substantial share of the target's mass, and of the uncut draft's."""
     missing = [token for token in range(VOCAB) if token not in KEPT]
     x, y = logits(VOCAB, 2, ())
@@ -107,7 +107,7 @@ def test_rules_that_read_q_follow_their_pi(
 
 
 @BOTH
-def test_the_draft_alone_writes_what_is_left_of_its_distribution(sampling: dict[str, Any], in_the_engine: None) -> None:
+def test_the_draft_alone_follows_its_remaining_distribution(sampling: dict[str, Any], in_the_engine: None) -> None:
     assert_law("draft", lambda pair: pair.q, 3, sampling)
 
 
@@ -133,7 +133,7 @@ def a_floor_for_minus_infinity(patch: pytest.MonkeyPatch, head: CutHead) -> None
 
 
 @pytest.mark.parametrize("bug", [rows_in_disorder, a_floor_for_minus_infinity])
-def test_planted_bugs_are_seen(
+def test_planted_bugs_are_detected(
     bug: Callable[..., None], cut: Pair, in_the_engine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exact rule is lossless for any q, so only laws that depend on q can detect these bugs."""
@@ -144,7 +144,7 @@ def test_planted_bugs_are_seen(
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_family_has_its_own_logits_where_they_were_kept(name: str) -> None:
+def test_every_family_keeps_its_logits_for_the_kept_tokens(name: str) -> None:
     """All other logits are minus infinity, even where the model caps its logits after the head."""
     more = ARCHITECTURES[name] | ({"final_logit_softcapping": 5.0} if name.startswith("gemma") else {})
     whole, few = (

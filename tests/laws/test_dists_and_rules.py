@@ -124,7 +124,7 @@ def test_greedy_takes_the_first_of_tied_tokens() -> None:
     assert warped.tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
 
-def test_top_k_keeps_what_ties_with_the_last() -> None:
+def test_top_k_keeps_ties_with_the_last_token() -> None:
     warped = dists.warp(torch.tensor([[1.0, 3.0, 1.0, 0.0, 1.0]]), Sampling(top_k=2))
     assert (warped > 0).tolist() == [[True, True, True, False, True]]
 
@@ -277,7 +277,7 @@ def test_rule_values_on_a_large_vocabulary(name: str, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(reference_rules.RULES))
-def test_thresholds_look_at_unwarped_probabilities(name: str) -> None:
+def test_thresholds_use_unwarped_probabilities(name: str) -> None:
     """One-hot q and p at temperature 0 do not change what is deferred, except through TV in opt."""
     x, y = np.random.default_rng(6).normal(size=(2, 200, 8))
     d = warped_pair(x, y, torch.float64, Sampling(temperature=0.0))
@@ -317,7 +317,7 @@ def test_the_six_rules_exist() -> None:
 
 
 @each_rule
-def test_there_is_something_to_test(name: str) -> None:
+def test_every_rule_has_instances_to_test(name: str) -> None:
     assert instances(name)
 
 
@@ -363,7 +363,7 @@ def test_inputs_are_unchanged(name: str) -> None:
 
 
 @each_rule
-def test_a_batch_is_its_rows(name: str) -> None:
+def test_a_batch_equals_its_rows_one_by_one(name: str) -> None:
     for rule in instances(name):
         for d in list(all_pairs(torch.float64))[::7]:
             pi, defer = rule.apply(d), rule.deferred(d)
@@ -375,7 +375,7 @@ def test_a_batch_is_its_rows(name: str) -> None:
 
 
 @each_rule
-def test_no_rows_are_no_rows(name: str) -> None:
+def test_an_empty_batch_stays_empty(name: str) -> None:
     empty = torch.zeros(0, 5)
     for rule in instances(name):
         assert rule.apply(Dists(empty, empty, empty, empty)).shape == (0, 5)
@@ -438,7 +438,7 @@ def test_the_six_rules_declare_both_ends(name: str) -> None:
         (Dial("n", 4096, 1, "integer"), 64),
     ],
 )
-def test_a_dial_goes_from_end_to_end(dial: Dial, middle: float) -> None:
+def test_a_dial_covers_its_range_from_end_to_end(dial: Dial, middle: float) -> None:
     assert (dial.at(0), dial.at(1)) == (dial.strict, dial.loose)
     assert dial.at(0.5) == pytest.approx(middle, rel=1e-3)
     values = [dial.at(i / 100) for i in range(101)]

@@ -70,7 +70,7 @@ def by_lookup(rule: str, alpha: float, k: int, length: int, ngram: int = 3, **sa
 @pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warped"])
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize(("rule", "alpha"), CASES)
-def test_the_law_is_that_of_planned_rounds(rule: str, alpha: float, k: int, sampling: dict[str, Any]) -> None:
+def test_the_law_matches_planned_rounds(rule: str, alpha: float, k: int, sampling: dict[str, Any]) -> None:
     """Five tokens: rounds with drafts of every length, with and without a proposal for the bonus position."""
     law, wanted = by_lookup(rule, alpha, k, 5, **sampling)
     assert distance(law, wanted) < EXACT
@@ -152,7 +152,7 @@ def q_where_nothing_was_proposed(patch: pytest.MonkeyPatch) -> None:
         (q_where_nothing_was_proposed, "token-v3"),
     ],
 )
-def test_planted_bugs_are_seen(bug: Callable[..., None], rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_bugs_are_detected(bug: Callable[..., None], rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bug(monkeypatch)
     law, wanted = by_lookup(rule, 0.4, 2, 4, **PLAIN)
     assert distance(law, wanted) > 1e-3
@@ -273,7 +273,7 @@ def test_the_longest_match_wins_then_the_latest() -> None:
         assert continuation(text, count, (), largest, smallest) == wanted, text
 
 
-def test_a_match_lies_on_whole_tokens() -> None:
+def test_matches_are_aligned_to_whole_tokens() -> None:
     """The search compares bytes: 1 and 256 have the same ones, shifted by one place."""
     assert continuation([256, 256, 1], 2, ()) == []
     assert continuation([1, 256, 65536, 256], 1, ()) == [65536]
@@ -318,13 +318,13 @@ def test_a_target_alone_decodes_as_in_a_pair(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["draft", "cascade", "token-cascade", "speculative"])
-def test_strategies_that_ask_a_draft_model_say_so(strategy: str) -> None:
+def test_strategies_that_need_a_draft_model_report_it(strategy: str) -> None:
     alone = load_pair({"name": "alone", "target": model(2, 300)})
     with pytest.raises(UsageError, match="needs a draft model, but pair 'alone' has none"):
         generate(alone, prompt_ids=[5], strategy=strategy, max_new_tokens=4)
 
 
-def test_greedy_lookups_are_the_target_and_repeat_what_it_repeats() -> None:
+def test_greedy_lookups_equal_the_target_and_draft_its_repetitions() -> None:
     """A tiny model at temperature 0 soon repeats itself; then every draft passes, and rounds are full."""
     loaded = load_pair(pair(8))
     ask = {"prompt_ids": [5, 6, 7], "max_new_tokens": 60, "temperature": 0.0}

@@ -210,7 +210,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.mark.parametrize("rule", ["speculative:k=3", "speculative-cascade:rule=token-v3,alpha=0.3,k=3"])
 @pytest.mark.parametrize("prompt", [PROMPT, (1, 2, 3, 0, 1), (1, 2, 3) * 4])
-def test_drafting_ends_where_the_head_does(rule: str, prompt: Tokens, short: Pair) -> None:
+def test_drafting_ends_at_the_last_position_of_the_head(rule: str, prompt: Tokens, short: Pair) -> None:
     """It reads positions 0 to 5, so it drafts tokens at positions 2 to 6."""
     for seed in range(5):
         run = generate(short, prompt_ids=prompt, strategy=rule, max_new_tokens=12, seed=seed, **PLAIN)
@@ -234,7 +234,7 @@ def test_speculation_beyond_the_head_is_lossless(
     short.draft.model.layout.layer.max_position_embeddings = 6
 
 
-def test_a_prompt_of_one_token_is_drafted_for_from_the_second_on(pair: Pair) -> None:
+def test_a_one_token_prompt_is_drafted_for_from_the_second_round(pair: Pair) -> None:
     run = generate(pair, prompt_ids=[1], strategy="speculative:k=2", max_new_tokens=8, **PLAIN)
     assert [len(step.drafted) for step in run.rounds][:2] == [0, 2]
 
@@ -305,7 +305,7 @@ def states_of_the_next_layer(patch: pytest.MonkeyPatch, fresh: Callable[[], Pair
 @pytest.mark.parametrize(
     "bug", [stale_states, a_map_without_places, the_token_itself, states_one_place_late, states_of_the_next_layer]
 )
-def test_planted_bugs_are_seen(
+def test_planted_bugs_are_detected(
     bug: Callable[..., Pair], folder: Path, weights: Any, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Speculation is lossless for any q, so only laws that depend on q can detect these bugs."""

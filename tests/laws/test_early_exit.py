@@ -77,14 +77,14 @@ def law(rule: str, alpha: float, n: int, k: int, length: int, more: str = "", **
 
 @pytest.mark.parametrize(("n", "sampling"), [(1, PLAIN), (2, PLAIN), (2, WARPED)], ids=["1", "2", "2 warped"])
 @pytest.mark.parametrize(("rule", "alpha"), RULES)
-def test_the_law_is_the_rules(rule: str, alpha: float, n: int, sampling: dict[str, Any]) -> None:
+def test_texts_follow_the_law_of_the_rule(rule: str, alpha: float, n: int, sampling: dict[str, Any]) -> None:
     """The target's law where the rule is exact; otherwise that of pi, computed from the exit's q at every position."""
     assert distance(law(rule, alpha, n, 2, 3, **sampling), wanted_law(rule, alpha, n, 3, **sampling)) < EXACT
 
 
 @pytest.mark.parametrize("more", [",verify=block", ",stop=max-q,least_q=0.45", ",stop=confidence,least_q=0.5"])
 @pytest.mark.parametrize(("rule", "alpha"), [("exact", 0.0), ("head", 0.3)])
-def test_blocks_and_stops_follow_it_too(rule: str, alpha: float, more: str) -> None:
+def test_blocks_and_stops_also_follow_the_law(rule: str, alpha: float, more: str) -> None:
     assert distance(law(rule, alpha, 1, 2, 3, more, **PLAIN), wanted_law(rule, alpha, 1, 3, **PLAIN)) < EXACT
 
 
@@ -209,7 +209,7 @@ def q_is_not_what_was_drawn_from(patch: pytest.MonkeyPatch) -> None:
         (q_after_another_norm, "head"),
     ],
 )
-def test_planted_bugs_are_seen(bug: Callable[..., None], rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_bugs_are_detected(bug: Callable[..., None], rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = wanted_law(rule, 0.3, 1, 3, **PLAIN)
     bug(monkeypatch)
     assert distance(law(rule, 0.3, 1, 2, 3, **PLAIN), wanted) > VISIBLE
@@ -219,7 +219,7 @@ def test_planted_bugs_are_seen(bug: Callable[..., None], rule: str, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_parts_read_what_a_fresh_read_does_whatever_was_rejected(name: str) -> None:
+def test_split_reads_match_a_fresh_read_after_any_rejection(name: str) -> None:
     """Random drafts, some kept, over texts that outgrow sliding windows; all layers end at the same length."""
     loaded = load_pair(pair(20, **ARCHITECTURES[name])).target
     depth, rng = loaded.model.config.get_text_config().num_hidden_layers, random.Random(0)
@@ -249,7 +249,7 @@ def fresh(model: nn.Module, ids: list[int]) -> Tensor:
     return found
 
 
-def test_first_layers_that_are_ahead_are_cut_too() -> None:
+def test_first_layers_that_are_ahead_are_also_truncated() -> None:
     loaded = load_pair(pair(20)).target
     runner = SplitRunner(loaded.model, loaded.runner, 1)
     runner.prepare(3, 20, Calls())
@@ -282,7 +282,7 @@ def test_greedy_is_the_target(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["exact", "token-v3"])
-def test_after_a_run_all_layers_hold_the_text(rule: str) -> None:
+def test_after_a_run_the_caches_of_all_layers_hold_the_text(rule: str) -> None:
     """Also where an end of text is inside an accepted block: the states equal those of a fresh read."""
     loaded = load_pair(pair(6, num_hidden_layers=3, initializer_range=0.2))
     loaded.eos_ids = frozenset({2})
@@ -306,7 +306,7 @@ def test_after_a_run_all_layers_hold_the_text(rule: str) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_batches_write_what_each_prompt_gets_alone(size: int) -> None:
+def test_batches_give_the_same_answers_as_single_prompts(size: int) -> None:
     loaded = load_pair("tiny-random")
     ask: dict[str, Any] = {"strategy": "speculative:draft=early-exit,layers=1,k=3", "max_new_tokens": 12}
     prompts = ["one", "two words", "and three of them"]
@@ -328,14 +328,14 @@ def test_several_strategies_share_the_weights_of_one_comparison() -> None:
 
 
 @pytest.mark.parametrize("layers", [2, 7])
-def test_more_layers_than_there_are_is_refused(layers: int) -> None:
+def test_layers_out_of_range_are_refused(layers: int) -> None:
     with pytest.raises(UsageError, match=f"layers={layers}: the model has 2 layers; use 1 to 1."):
         generate(load_pair(pair()), prompt_ids=[5], strategy=f"speculative:draft=early-exit,layers={layers}")
     with pytest.raises(UsageError, match=r"layers: .*greater than or equal to 1"):
         parse("speculative:draft=early-exit,layers=0")
 
 
-def test_layers_that_hand_on_more_than_hidden_states_are_refused() -> None:
+def test_layers_that_pass_on_more_than_hidden_states_are_refused() -> None:
     """A state that the first layer leaves for the last one is missing if they do not run in one pass."""
     loaded = load_pair(pair(num_hidden_layers=3))
     first, *_, last = decoder_layers(loaded.target.model)

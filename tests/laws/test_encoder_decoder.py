@@ -162,7 +162,7 @@ def test_sequence_cascade(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_greedy_answers_are_the_targets_own(k: int) -> None:
+def test_greedy_answers_equal_those_of_the_target(k: int) -> None:
     runs = [
         generate(tiny_t5(), prompt_ids=PROMPT, strategy=strategy, max_new_tokens=60, **GREEDY).token_ids
         for strategy in ("target", f"speculative:k={k}", f"speculative:k={k},draft=prompt-lookup")
@@ -170,7 +170,7 @@ def test_greedy_answers_are_the_targets_own(k: int) -> None:
     assert runs[0] == runs[1] == runs[2] and len(runs[0]) == 60
 
 
-def test_lookups_read_what_the_encoder_read() -> None:
+def test_lookups_search_the_encoder_prompt() -> None:
     """A repetition within the prompt is drafted in the first round."""
     prompt = [1, 2, 0] * 4
     run = generate(
@@ -272,7 +272,7 @@ def prompt_for_the_decoder(patch: pytest.MonkeyPatch) -> None:
         prompt_for_the_decoder,
     ],
 )
-def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_bugs_are_detected(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the bugs, laws like this one are exact by `test_laws`."""
     wanted = process.sequential_law(tables_of(**PLAIN), target("exact"), 2)
     bug(monkeypatch)
@@ -280,7 +280,7 @@ def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkey
     assert distance(engine_law("speculative:k=2", 2, before=before, **PLAIN), wanted) > VISIBLE
 
 
-def test_a_start_token_that_counts_as_answer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_the_start_token_as_answer_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cursor notices that more tokens were read than exist."""
     start_token_counted_as_answer(monkeypatch)
     with pytest.raises(ValueError, match="tokens are unread"):

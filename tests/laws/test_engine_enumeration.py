@@ -148,7 +148,7 @@ def test_four_tokens_across_rounds_of_every_length(name: str, alpha: float, k: i
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("name", ["exact", *RULES])
-def test_greedy_is_the_same_law_with_one_text(name: str, k: int) -> None:
+def test_greedy_follows_the_same_law_with_a_single_text(name: str, k: int) -> None:
     alpha = ALPHAS.get(name, (0.0, 0.0))[1]
     law = engine_law(speculation(name, alpha, k), 12, 5, 2, **GREEDY)
     assert law == reference_law(target(name, alpha), 12, 5, 2, **GREEDY)
@@ -164,7 +164,7 @@ def test_greedy_speculation_writes_the_targets_own_tokens(k: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("exact", 0.0), ("token-v3", 0.3), ("opt", 0.3)])
-def test_single_precision_keeps_the_law_to_its_rounding(
+def test_single_precision_keeps_the_law_up_to_rounding(
     name: str, alpha: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = tiny_pair.__wrapped__()
@@ -212,7 +212,7 @@ def test_sequence_cascade(threshold: float) -> None:
 
 @BOTH
 @pytest.mark.parametrize("name", ["exact", *RULES])
-def test_the_trace_tells_what_happened(name: str, sampling: Settings) -> None:
+def test_the_trace_matches_the_reference(name: str, sampling: Settings) -> None:
     """q, p, pi, acceptance and TV of every token in the trace are the reference's at its prefix."""
     alpha = ALPHAS.get(name, (0.0, 0.3))[1]
     tables, rule = model_tables(5, 2, **sampling), RULES.get(name)
@@ -248,7 +248,7 @@ def test_the_prompt_is_read() -> None:
 
 
 @pytest.mark.parametrize("name", rules.names())
-def test_the_engine_follows_whatever_the_rule_says(name: str) -> None:
+def test_the_engine_follows_the_pi_of_every_rule(name: str) -> None:
     """Rules that are added later are enumerated too: the law is the product of the pi that they return."""
     fields = dataclasses.fields(rules.load(name))
     values = {field.name: 0.3 for field in fields if field.default is dataclasses.MISSING}
@@ -264,7 +264,7 @@ def test_the_engine_follows_whatever_the_rule_says(name: str) -> None:
 
 @pytest.mark.parametrize("rule", OF_ONES_OWN, ids=lambda rule: type(rule).__name__)
 @BOTH
-def test_rules_of_ones_own_are_followed(rule: rules.Rule, sampling: Settings) -> None:
+def test_custom_rules_are_followed(rule: rules.Rule, sampling: Settings) -> None:
     """Mixtures and token rules that read only q, in both strategies: what docs/add-a-rule.md invites users to write."""
 
     def pi(pair: Pair) -> np.ndarray:
@@ -275,7 +275,7 @@ def test_rules_of_ones_own_are_followed(rule: rules.Rule, sampling: Settings) ->
 
 
 @pytest.mark.parametrize("rule", OF_ONES_OWN, ids=lambda rule: type(rule).__name__)
-def test_a_token_cascade_tells_the_truth_of_rules_of_ones_own(rule: rules.Rule) -> None:
+def test_a_token_cascade_traces_custom_rules_correctly(rule: rules.Rule) -> None:
     tables = model_tables(5, 2, **PLAIN)
     known = 0
     for seed in range(6):
@@ -297,7 +297,7 @@ def test_a_token_cascade_tells_the_truth_of_rules_of_ones_own(rule: rules.Rule) 
     assert known > 3
 
 
-def test_a_token_cascade_that_asks_of_token_0_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_cascade_that_reads_the_mask_at_token_0_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the mask of a token rule is read at id 0, whatever was drawn."""
     rule = DraftToken()
     right = engine_law(TokenCascade(rule), 2, **PLAIN)
@@ -305,7 +305,7 @@ def test_a_token_cascade_that_asks_of_token_0_is_seen(monkeypatch: pytest.Monkey
     assert distance(engine_law(TokenCascade(rule), 2, **PLAIN), right) > 0.01
 
 
-def test_a_token_cascade_that_follows_the_mask_alone_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_cascade_that_follows_only_the_mask_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: a rule's own pi is treated as a choice between the models (not possible for a rule without a mask)."""
     rule = MinP()
     assert rule.deferred(distributions.Dists(*torch.full((4, 1, 3), 1 / 3))) is None

@@ -214,7 +214,7 @@ def speculating(case: Case, k: int) -> str:
 
 @pytest.mark.parametrize("tokens", BETWEEN, ids=str)
 @each(WHERE)
-def test_rules_hold_where_the_text_thinks(case: Case, tokens: tuple[int, int], between: Callable[..., Pair]) -> None:
+def test_rules_apply_only_inside_thinking(case: Case, tokens: tuple[int, int], between: Callable[..., Pair]) -> None:
     """In a token cascade a choice rule uses one more uniform per token, so it is enumerated over fewer tokens."""
     between(tokens)
     place = BETWEEN.index(tokens)
@@ -229,7 +229,7 @@ def test_rules_hold_where_the_text_thinks(case: Case, tokens: tuple[int, int], b
 
 @pytest.mark.parametrize("k", [3, 5])
 @each(WHERE)
-def test_a_round_of_many_drafts_changes_sides_within(case: Case, k: int, between: Callable[..., Pair]) -> None:
+def test_a_round_of_many_drafts_may_cross_a_thinking_boundary(case: Case, k: int, between: Callable[..., Pair]) -> None:
     """Over a vocabulary of three: all rules at k = 3, only one at k = 5."""
     if k == 5 and case is not WHERE[0]:
         pytest.skip("one rule is enough for the mask")
@@ -275,7 +275,7 @@ def test_a_captured_round_is_given_its_mask(case: Case) -> None:
 
 
 @each(WHERE)
-def test_the_trace_tells_where_a_rule_does_not_hold(case: Case, between: Callable[..., Pair]) -> None:
+def test_the_trace_shows_where_a_rule_does_not_apply(case: Case, between: Callable[..., Pair]) -> None:
     """Outside, pi is p: a rule that chooses between the models defers to the target, any other defers nothing."""
     tokens = (1, 0)
     loaded, tables, inside = between(tokens), tables_of(3, PLAIN), holds(tokens)
@@ -359,7 +359,7 @@ def planted() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("bug", "case", "masked"), list(planted()))
-def test_the_bug_is_seen(
+def test_the_bug_is_detected(
     bug: Callable[..., None],
     case: Case,
     masked: bool,
@@ -376,7 +376,7 @@ def test_the_bug_is_seen(
     assert distance(engine_law(strategy, 3, 3, LAYERS, **PLAIN), wanted) > 1e-3
 
 
-def test_a_token_cascade_without_its_mask_is_seen(
+def test_a_token_cascade_without_its_mask_is_detected(
     between: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     between((1, 0))

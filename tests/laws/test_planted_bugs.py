@@ -355,7 +355,7 @@ def test_without_a_bug_every_check_passes(check: Check) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_the_bug_is_seen(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bug_is_detected(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     case.check()  # loads and caches what the reference needs before the bug is planted
     case.plant(monkeypatch)
     if case.raises is not None:

@@ -46,7 +46,7 @@ def test_a_bonus_from_p_changes_the_law(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_step_law_is_pi_and_rejection_is_the_variation(name: str) -> None:
+def test_step_law_is_pi_and_the_rejection_rate_is_total_variation(name: str) -> None:
     for q, p in random_pairs(300, 5, 2.0):
         for alpha in ALPHAS[name]:
             pi = RULES[name](q, p, q, p, alpha).pi
@@ -56,7 +56,7 @@ def test_step_law_is_pi_and_rejection_is_the_variation(name: str) -> None:
             assert 1 - accepted == pytest.approx(total_variation(pi, q), abs=1e-12)
 
 
-def test_opt_keeps_the_draft_from_one_on() -> None:
+def test_opt_always_keeps_the_draft_for_alpha_of_one_or_more() -> None:
     """max p - max q <= TV(p, q), so eq. 10 with a >= 1 never defers; with a = 0.99 it does."""
     deferred = 0
     for q, p in random_pairs(2000, 4, 2.0):

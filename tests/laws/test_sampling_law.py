@@ -59,7 +59,7 @@ def test_texts_of_three_tokens_many_times(strategy: str, rule: Target, sampling:
     assert_counts(counts(strategy, 1500, 3, sampling, first=10_000), law)
 
 
-def test_a_law_that_is_not_the_right_one_is_refused() -> None:
+def test_a_wrong_law_is_rejected() -> None:
     """At this number of runs, the bound separates the target's law from the cascade's."""
     counted = counts("speculative:k=2", 600, 3, PLAIN)
     assert out_of_law(counted, reference_law(lambda pair: pair.q, 3, 5, 2, **PLAIN))

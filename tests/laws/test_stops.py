@@ -80,7 +80,7 @@ def test_a_rule_is_followed_wherever_rounds_end(stop: str, sampling: dict[str, A
 
 @pytest.mark.parametrize("stop", stops.names())
 @pytest.mark.parametrize(("rule", "alpha"), [("chow", 0.5), ("opt", 0.3)])
-def test_rules_that_read_the_drafts_confidence_are_followed_too(stop: str, rule: str, alpha: float) -> None:
+def test_rules_that_read_the_drafts_confidence_are_also_followed(stop: str, rule: str, alpha: float) -> None:
     """They read q at temperature 1 after the last token as well, where a stop may have ended the round."""
     strategy = parse(f"speculative-cascade:rule={rule},alpha={alpha},stop={stop}{MIDDLE.get(stop, '')},k=3")
     law = engine_law(strategy, 3, 3, 2, **WARPED)
@@ -123,7 +123,7 @@ def test_the_cases_have_rounds_of_every_length(stop: str) -> None:
     assert sum(0.1 < chance < 0.9 for chance in chances) > len(chances) / 4
 
 
-def test_as_much_is_drafted_as_by_the_model_itself() -> None:
+def test_drafting_step_by_step_equals_drafting_in_one_go() -> None:
     """A stop that never stops drafts the same tokens one by one as a draft in one go, in the same number of steps."""
     for make in (speculative, cascade):
         for more in ("", ",verify=block"):
@@ -152,7 +152,7 @@ def test_defaults_are_in_their_ranges(stop: str) -> None:
 # ---------------------------------------------------------------- planted: what no stop may do
 
 
-def test_a_drawn_token_that_is_dropped_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropping_a_drawn_token_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the unlikely token after which `confidence` stops is dropped instead of verified."""
     strategy = speculative("confidence", 2)
     right = speculation.by_steps
@@ -199,7 +199,7 @@ class Remembers(Stop):
 
 
 @pytest.mark.parametrize("planted", [False, True])
-def test_a_stop_that_knows_of_drafts_behind_a_rejected_one_biases_the_text(
+def test_a_stop_that_sees_drafts_after_a_rejected_one_biases_the_text(
     planted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted: the stop sees all drafts of a round, instead of only those that the text has reached."""

@@ -151,7 +151,7 @@ def test_token_cascades_have_the_same_law(name: str, alpha: float, reference: Re
 
 
 @BOTH
-def test_the_draft_alone_says_what_both_can(sampling: dict[str, Any], reference: Reference) -> None:
+def test_the_draft_alone_writes_only_shared_tokens(sampling: dict[str, Any], reference: Reference) -> None:
     assert distance(law("draft", 3, **sampling), reference.law(lambda pair: pair.q, 3, **sampling)) < EXACT
 
 
@@ -165,7 +165,7 @@ def test_greedy_speculation_writes_the_targets_own_tokens(k: int, two: Pair) -> 
     assert 3 not in {token.id for step in ours.rounds for token in step.drafted}
 
 
-def test_what_both_can_say_is_counted(two: Pair, reference: Reference) -> None:
+def test_shared_mass_is_counted(two: Pair, reference: Reference) -> None:
     """q(I) is the mean over the draft's steps, which for the strategy `draft` are those of its answer."""
     run = generate(two, prompt_ids=PROMPT, strategy="draft", max_new_tokens=9, seed=3, **PLAIN)
     wanted = [reference.logits(tuple(run.token_ids[:i]))[2] for i in range(9)]
@@ -234,7 +234,7 @@ def reads_the_prompt_in_pieces_at_its_end(patch: pytest.MonkeyPatch, two: Pair) 
         (reads_the_prompt_in_pieces_at_its_end, "draft", lambda pair: pair.q, 2),
     ],
 )
-def test_planted_bugs_are_seen(
+def test_planted_bugs_are_detected(
     bug: Callable[..., None],
     strategy: str,
     rule: Target,

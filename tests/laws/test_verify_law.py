@@ -154,7 +154,7 @@ def test_arguments_are_unchanged() -> None:
     assert all(torch.equal(a, b) for a, b in zip(copies, (block.pi, block.q, block.drafted), strict=True))
 
 
-def test_a_wrong_law_is_seen() -> None:
+def test_a_wrong_law_is_detected() -> None:
     """The measurement distinguishes pi from q and from p."""
     tables, rule = random_tables(3, seed=2, kind="plain"), target("token-v3", 0.3)
     law = block_law(tables, rule, 1, later=ACCEPT)

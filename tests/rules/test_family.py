@@ -192,7 +192,7 @@ def test_mentored_takes_one_budget() -> None:
         load("mentored")(alpha=0.1, kl=0.1)
 
 
-def test_a_budget_of_kl_beyond_all_reach_is_no_crash() -> None:
+def test_an_unreachable_kl_budget_does_not_crash() -> None:
     q, p = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.5, 0.5]])
     for params in ({"kl": 0.5}, {"tv": 0.5}, {"alpha": 0.5}):
         pi = load("mentored")(**params).apply(Dists(q, p, q, p))
@@ -203,7 +203,7 @@ def test_a_budget_of_kl_beyond_all_reach_is_no_crash() -> None:
 
 
 @pytest.mark.parametrize("divergence", ["js", "kl", "tv"])
-def test_fuzzy_keeps_what_is_near(divergence: str) -> None:
+def test_fuzzy_keeps_drafts_within_the_threshold(divergence: str) -> None:
     for d in pairs():
         for threshold in (-0.01, 0.05, 0.3, 0.7):
             keep = load("fuzzy")(threshold=threshold, divergence=divergence).keep(d)
@@ -212,7 +212,7 @@ def test_fuzzy_keeps_what_is_near(divergence: str) -> None:
                 assert abs(score) < 1e-9 or kept == (score >= 0)
 
 
-def test_fuzzy_is_bounded_where_it_says_so() -> None:
+def test_divergences_of_fuzzy_have_their_documented_bounds() -> None:
     d = Dists(*(torch.tensor([row]) for row in ([1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0])))
     assert torch.equal(load("fuzzy")(threshold=0.6932).apply(d), d.q)
     assert torch.equal(load("fuzzy")(threshold=0.6931).apply(d), d.p)
@@ -220,7 +220,7 @@ def test_fuzzy_is_bounded_where_it_says_so() -> None:
     assert torch.equal(load("fuzzy")(threshold=1e9, divergence="kl").apply(d), d.p)  # kl is infinite
 
 
-def test_bild_asks_the_target_about_the_drafts_best() -> None:
+def test_bild_tests_the_targets_probability_of_the_drafts_top_token() -> None:
     q = torch.tensor([[0.6, 0.4], [0.4, 0.6]])
     p = torch.tensor([[0.3, 0.7], [0.3, 0.7]])
     pi = load("bild")(alpha=1.0).apply(Dists(q, p, q, p))  # exp(-1) = 0.368
@@ -278,7 +278,7 @@ def test_top_p_is_the_smallest_set_that_reaches_the_mass() -> None:
         ("bild", {"alpha": -1.0}), ("cactus", {"delta": 0.0}),
     ],
 )  # fmt: skip
-def test_lossless_where_it_says_so(name: str, params: dict[str, Any]) -> None:
+def test_rules_are_lossless_where_documented(name: str, params: dict[str, Any]) -> None:
     d = dirichlet()
     assert torch.allclose(load(name)(**params).apply(d), d.p, atol=1e-9)
     assert not torch.allclose(d.q, d.p, atol=0.1)
@@ -330,7 +330,7 @@ def test_top_p_keeps_the_first_of_equals_as_truncation_does() -> None:
         assert torch.equal(pi > 0, distributions.warp(logits, Sampling(1.0, top_p=mass)) > 0)
 
 
-def test_mixture_by_top_k_1_is_that_at_temperature_0() -> None:
+def test_mixture_with_top_k_1_equals_mixture_at_temperature_0() -> None:
     """Truncated to one token each, the models are as certain as at temperature 0: the same law, and no coin either."""
     logits = [torch.randn(200, 9, generator=torch.Generator().manual_seed(seed)).double() for seed in (1, 2)]
     found = []

@@ -54,7 +54,7 @@ def test_a_rank_limit_keeps_the_likeliest(name: str, top: int) -> None:
         agrees(name, {"alpha": alpha, "top": top})
 
 
-def test_what_ties_with_the_last_rank_is_kept() -> None:
+def test_ties_with_the_last_rank_are_kept() -> None:
     p = torch.tensor([[0.1, 0.3, 0.2, 0.2, 0.2]])
     keep = load("token-v3")(alpha=1.0, top=2).keep(Dists(p, p, p, p))
     assert keep.tolist() == [[False, True, True, True, True]]
@@ -80,7 +80,7 @@ def test_the_exact_tail_dominates(name: str, params: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "params"), TOKEN_RULES)
-def test_an_exact_tail_is_no_choice_between_the_models(name: str, params: dict[str, Any]) -> None:
+def test_a_rule_with_an_exact_tail_does_not_choose_between_the_models(name: str, params: dict[str, Any]) -> None:
     d = dirichlet(count=5)
     rule = load(name)(**params, tail="exact")
     assert not rule.chooses and rule.deferred(d) is None
@@ -106,7 +106,7 @@ def test_at_temperature_0_a_rank_limit_is_relaxed_acceptance(alpha: float, top: 
 # ---- how options are written
 
 
-def test_texts_of_strategies_without_options_are_as_they_were() -> None:
+def test_strategy_strings_without_options_are_unchanged() -> None:
     assert parse("speculative-cascade:rule=token-v3").spec == "speculative-cascade:rule=token-v3,alpha=0.3,k=4"
     assert parse("speculative-cascade:rule=token-v3,tail=cut").spec == parse("speculative-cascade").spec
     assert parse("token-cascade:rule=typical").spec == "token-cascade:rule=typical,epsilon=0.09,delta=0.3"
@@ -126,14 +126,14 @@ def test_texts_of_strategies_without_options_are_as_they_were() -> None:
         "token-cascade:rule=typical,tail=exact,epsilon=0.09,delta=0.3",
     ],
 )
-def test_options_are_told_and_read_again(text: str) -> None:
+def test_options_survive_a_round_trip_through_the_string(text: str) -> None:
     assert parse(text).spec == text and parse(parse(text).spec) == parse(text)
 
 
 WHOLE = [name for name in rules.names() if not issubclass(load(name), TokenRule)]
 
 
-def test_what_is_about_whole_distributions_is() -> None:
+def test_rules_over_whole_distributions_are_declared_correctly() -> None:
     d = dirichlet(count=3)
     for name in WHOLE:
         rule = load(name)()
@@ -184,14 +184,14 @@ def test_the_two_tokens_are_found_in_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("tokens", [["<think>", "<"], ["<", "<"], [60, 400], [60, -1]])
-def test_half_a_pair_of_tokens_is_none(tokens: list[Any]) -> None:
+def test_an_incomplete_pair_of_thinking_tokens_is_ignored(tokens: list[Any]) -> None:
     assert load_pair({**pair(300), "thinking": tokens}).thinking is None
 
 
 @pytest.mark.parametrize(
     "strategy", ["speculative-cascade:rule=head,where=thinking", "token-cascade:rule=token-v2,where=thinking"]
 )
-def test_a_pair_that_does_not_think_is_told_so(strategy: str) -> None:
+def test_a_pair_without_thinking_tokens_is_refused(strategy: str) -> None:
     loaded = load_pair(pair(300))
     with pytest.raises(UsageError, match=r"<think> and </think>, but pair 'test' has no such tokens;\n.*thinking:"):
         generate(loaded, prompt_ids=[1, 2], strategy=strategy, max_new_tokens=3)
@@ -201,12 +201,12 @@ def test_a_pair_that_does_not_think_is_told_so(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["<think>", ["<think>"], [1.5, 2], ["a", "b", "c"]])
-def test_a_pair_names_two_tokens(value: Any) -> None:
+def test_thinking_must_name_two_tokens(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"pair: thinking"):
         load_pair({**pair(300), "thinking": value})
 
 
-def test_at_temperature_0_only_the_thinking_differs() -> None:
+def test_at_temperature_0_only_the_thinking_uses_draft_tokens() -> None:
     """Inside the markers (bytes 7 and 9) the draft's tokens are kept; outside, the target's."""
     loaded = load_pair({**pair(300), "thinking": [7, 9]})
     ask = {
@@ -221,7 +221,7 @@ def test_at_temperature_0_only_the_thinking_differs() -> None:
     assert generate(loaded, prompt_ids=[5, 9, 6], **ask).token_ids == target
 
 
-def test_a_law_of_a_rank_limit_in_float32() -> None:
+def test_a_rank_limit_gives_a_valid_law_in_float32() -> None:
     x, y = 3 * torch.randn((2, 2, 150_000), generator=torch.Generator().manual_seed(0))
     d = Dists(*(distributions.base(each) for each in (x, y, x, y)))
     for name in RELAXED:

@@ -30,7 +30,7 @@ P = torch.tensor([[0.2, 0.7, 0.1]], dtype=torch.float64)
         ("token-v3", 0.75, [True, True, False]),
     ],
 )
-def test_what_is_kept(name: str, alpha: float, kept: list[bool]) -> None:
+def test_rules_keep_the_expected_tokens(name: str, alpha: float, kept: list[bool]) -> None:
     rule, d = rules.load(name)(alpha=alpha), Dists(Q, P, Q, P)
     keep = torch.tensor([kept])
     assert torch.equal(~rule.deferred(d), keep)
