@@ -100,6 +100,24 @@ def test_a_study_with_long_names_fits_a_laptop(view: Browser, width: int) -> Non
     assert len(heights) == len(rows) > 30 and max(heights) < 64
 
 
+@pytest.mark.parametrize("width", [800, 1000, 1060])
+def test_strategy_names_do_not_break_within_a_word(view: Browser, width: int) -> None:
+    """Between a phone and a laptop the table of strategies has less room than its columns need."""
+    view.size(width)
+    view.open(Path(__file__).parents[1] / "benchmarks" / "results" / "study-word-problems" / "report.html")
+    broken = view.js("""[...document.querySelectorAll('.wide tbody th')].flatMap((cell) => {
+        const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT).nextNode();
+        const lines = (word) => {
+            const range = document.createRange();
+            range.setStart(text, word.index);
+            range.setEnd(text, word.index + word[0].length);
+            return new Set([...range.getClientRects()].map((rect) => rect.top)).size;
+        };
+        return text ? [...text.data.matchAll(/[^ -]+/g)].filter((word) => lines(word) > 1).map((word) => word[0]) : [];
+    })""")
+    assert broken == []
+
+
 def test_a_phone_shows_every_value_with_its_name(view: Browser) -> None:
     view.size(390)
     names = view.js(
