@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from cascli import Pair, compare
+from cascli import Pair, compare, generate
+from cascli.audit.report import Audit, check_of
+from cascli.cli import documents
 from cascli.cli.app import app
+from cascli.cli.errors import Terminated
 from cascli.cli.picks import strategy_filter
 from cascli.errors import UsageError
+from cascli.render.console import Screen, screen
 from cascli.render.tabular import csv_of
 from cascli.sweeps.table import rows, tidy_rows
 from tests.sweeps import folder_of, header_of, plan_of, records_of
@@ -144,6 +149,62 @@ def test_a_prompt_of_a_comparison_can_be_selected(comparison: Path, tmp_path: Pa
     assert page.exit_code == 0 and "one two" not in (tmp_path / "c.html").read_text()
     refused = show(str(comparison), "--prompt", "3")
     assert refused.exit_code == 2 and "unknown prompt '3'" in refused.stderr
+
+
+def test_strategies_can_be_selected_from_a_sweep_json(folder: Path) -> None:
+    """The table is made from the answers next to the file; what is selected must not be read from them again."""
+    chosen = json.loads(show(str(folder / "sweep.json"), "-s", "draft", "--json").stdout)
+    assert {row["strategy"] for row in chosen["rows"]} == {"draft"}
+    assert "speculative" not in show(str(folder / "sweep.json"), "-s", "draft").stdout
+
+
+def test_categories_are_refused_where_there_are_none(comparison: Path, tmp_path: Path) -> None:
+    curves = tmp_path / "curves.json"
+    curves.write_text('{"schema": "cascli.rule-curves/1", "estimates": []}')
+    for file in (comparison, curves):
+        refused = show(str(file), "--by", "category")
+        assert refused.exit_code == 2 and "--by category" in refused.stderr and refused.stdout == ""
+
+
+@pytest.mark.parametrize(("stopped", "page"), [(KeyboardInterrupt, True), (Terminated, False)])
+def test_ctrl_c_skips_the_replay_and_a_signal_ends_the_command(
+    stopped: type[BaseException], page: bool, comparison: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[object] = []
+
+    def play(*_: object) -> None:
+        raise stopped
+
+    monkeypatch.setattr("cascli.render.play.play", play)
+    monkeypatch.setattr("cascli.render.comparison.print_comparison", lambda *args, **_: printed.append(args))
+    document = documents.opened(comparison.read_text(), comparison)
+    with nullcontext() if page else pytest.raises(stopped):
+        document.print(documents.View(screen("never"), speed=2.0))
+    assert bool(printed) is page
+
+
+def test_only_a_comparison_on_a_terminal_is_played(
+    comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[float] = []
+    monkeypatch.setattr("cascli.render.play.play", lambda comparison, screen, speed: played.append(speed))
+    assert "--play needs" in show(str(comparison), "--play").stderr  # piped
+    monkeypatch.setattr(Screen, "live", property(lambda self: True))
+    assert show(str(comparison), "--play", "--speed", "3").exit_code == 0 and played == [3]
+    curves = tmp_path / "curves.json"
+    curves.write_text('{"schema": "cascli.rule-curves/1", "estimates": []}')
+    refused = show(str(curves), "--play")
+    assert refused.exit_code == 2 and "--play needs" in refused.stderr and played == [3]
+
+
+def test_a_quiet_audit_is_one_line(text_pair: Pair, tmp_path: Path) -> None:
+    run = generate(text_pair, "hello", strategy="target", max_new_tokens=2)
+    checks = [check_of("law", "target", 0.5, 1.0, 0.0), check_of("parity", "target", 2.0, 1.0, 0.0)]
+    audit = Audit(pair=run.pair, passed=False, seconds=1.0, checks=checks, environment={})
+    (tmp_path / "audit.json").write_text(audit.to_json())
+    quiet, loud = (show(str(tmp_path / "audit.json"), *flags) for flags in (["-q"], []))
+    assert len(quiet.stdout.splitlines()) == 1 and "failed: parity of target" in quiet.stdout
+    assert "parity" in loud.stdout and "failed: parity of target" in loud.stderr
 
 
 def test_selecting_from_a_document_without_parts_is_refused(tmp_path: Path, folder: Path) -> None:

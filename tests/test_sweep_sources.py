@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from cascli.cli.app import app
 from cascli.errors import ConfigError, RunError, UsageError
+from cascli.sweeps.dataset import downloads_forbidden
 from cascli.sweeps.plan import SweepPlan, load_plan
 from cascli.sweeps.records import Records
 from cascli.sweeps.tasks import task_of
@@ -149,3 +150,23 @@ def test_a_sweep_over_a_dataset_with_likelihoods(folder: Path) -> None:
     found = list(Records(folder / "out").read())
     assert len(found) == 4 and all(record.log_likelihood and record.log_likelihood < 0 for record in found)
     assert "log_likelihood" in (folder / "out" / "results.csv").read_text()
+
+
+@pytest.mark.parametrize(("before", "offline"), [(False, False), (False, True), (True, False), (True, True)])
+def test_downloads_are_forbidden_only_while_datasets_are_read(
+    before: bool, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's own HF_HUB_OFFLINE is obeyed without --offline, and is as it was afterwards, also after an error."""
+    config = pytest.importorskip("datasets").config
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", before)
+    seen = []
+
+    def read() -> None:
+        with downloads_forbidden(offline):
+            seen.append(config.HF_HUB_OFFLINE)
+            raise OSError("unreachable")
+
+    with pytest.raises(OSError, match="unreachable"):
+        read()
+    assert seen == [before or offline]
+    assert config.HF_HUB_OFFLINE is before

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -89,7 +90,7 @@ class SavedRuns(Saved):
     schemas = ("cascli.run/1", "cascli.runs/1")
     formats = formats.RUNS
 
-    @property
+    @cached_property
     def runs(self) -> list[Run]:
         """The runs, in the order of the prompts.
 
@@ -124,9 +125,8 @@ class SavedRuns(Saved):
         from cascli.render.run import print_run
         from cascli.render.summary import title
 
-        runs = self.runs
-        for place, run in enumerate(runs, 1):
-            if len(runs) > 1:
+        for place, run in enumerate(self.runs, 1):
+            if len(self.runs) > 1:
                 print(title(run.prompt_id or str(place), run.turn))
             print_run(run, view.screen)
 
@@ -138,7 +138,7 @@ class SavedComparison(Saved):
     formats = formats.COMPARISON
     playable = True
 
-    @property
+    @cached_property
     def comparison(self) -> Comparison:
         """The comparison itself."""
         from cascli.analysis.comparison import Comparison
@@ -165,15 +165,14 @@ class SavedComparison(Saved):
         from cascli.render.comparison import print_comparison
         from cascli.render.play import play
 
-        comparison = self.comparison
         if view.speed is not None:
             try:
-                play(comparison, view.screen, view.speed)
+                play(self.comparison, view.screen, view.speed)
             except Terminated:
                 raise
             except KeyboardInterrupt:  # enough seen: the page comes next
                 pass
-        print_comparison(comparison, view.screen, view.trace, by_category=view.by_category)
+        print_comparison(self.comparison, view.screen, view.trace, by_category=view.by_category)
 
 
 class SavedSweep(Saved):
@@ -182,7 +181,7 @@ class SavedSweep(Saved):
     schemas = ("cascli.sweep/1", "cascli.sweep-table/1")
     formats = formats.SWEEP
 
-    @property
+    @cached_property
     def table(self) -> SweepTable:
         """The table in the document, or of the answers next to a sweep.json.
 
@@ -211,8 +210,7 @@ class SavedSweep(Saved):
         """See `Saved.writers`."""
         from cascli.render import export
 
-        table = self.table
-        return {**export.of_sweep(table), **show_sweep.pictures(table, self.file, title)}
+        return {**export.of_sweep(self.table), **show_sweep.pictures(self.table, self.file, title)}
 
     def print(self, view: View) -> None:
         """Print the table and, if requested, those by category."""
