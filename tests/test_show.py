@@ -197,6 +197,13 @@ def test_only_a_comparison_on_a_terminal_is_played(
     assert refused.exit_code == 2 and "--play needs" in refused.stderr and played == [3]
 
 
+@pytest.mark.parametrize("schema", sorted(documents.KINDS))
+def test_an_error_in_a_document_names_its_file(schema: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"schema": schema, "runs": 3}))
+    refused = show(str(tmp_path / "sweep.json"))
+    assert refused.exit_code == 2 and refused.stderr.startswith(f"cascli: {tmp_path / 'sweep.json'}: ")
+
+
 def test_a_quiet_audit_is_one_line(text_pair: Pair, tmp_path: Path) -> None:
     run = generate(text_pair, "hello", strategy="target", max_new_tokens=2)
     checks = [check_of("law", "target", 0.5, 1.0, 0.0), check_of("parity", "target", 2.0, 1.0, 0.0)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from cascli.cli import picks, show_sweep
 from cascli.cli.errors import Terminated
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from cascli.render.console import Screen
     from cascli.render.export import Writers
     from cascli.sweeps.table import SweepTable
-    from cascli.trace import Run
+    from cascli.trace import Document, Run
 
+D = TypeVar("D", bound="Document")
 TRACES = ("html", "svg", "jsonl")
 """Formats that need the traces of runs."""
 
@@ -74,6 +75,12 @@ class Saved(ABC):
     def has_categories(self) -> bool:
         """Whether it has tables by category of the prompts."""
         return False
+
+    def _read(self, kind: type[D]) -> D:
+        try:
+            return kind.from_json(self.text)
+        except UsageError as error:
+            raise UsageError(f"{self.file}: {error}") from None
 
     @abstractmethod
     def writers(self, title: str) -> Writers:
@@ -143,7 +150,7 @@ class SavedComparison(Saved):
         """The comparison itself."""
         from cascli.analysis.comparison import Comparison
 
-        return Comparison.from_json(self.text)
+        return self._read(Comparison)
 
     def picked(self, names: Sequence[str], prompt: str | None) -> SavedComparison:
         """See `Saved.picked`."""
@@ -191,7 +198,7 @@ class SavedSweep(Saved):
         from cascli.sweeps.table import SweepTable
 
         own = self.schema == "cascli.sweep-table/1"
-        table = SweepTable.from_json(self.text) if own else show_sweep.table_of(self.file.parent)
+        table = self._read(SweepTable) if own else show_sweep.table_of(self.file.parent)
         if not table.rows:
             raise UsageError(f"{self.file}: no answers yet")
         return table
@@ -235,14 +242,14 @@ class SavedRuleCurves(Saved):
         from cascli.analysis.rule_estimate import RuleCurves
         from cascli.render import export
 
-        return export.of_rule_curves(RuleCurves.from_json(self.text))
+        return export.of_rule_curves(self._read(RuleCurves))
 
     def print(self, view: View) -> None:
         """Print the table of estimates."""
         from cascli.analysis.rule_estimate import RuleCurves
         from cascli.render.sweep import estimates_table
 
-        curves = RuleCurves.from_json(self.text)
+        curves = self._read(RuleCurves)
         view.screen.out.print(estimates_table(curves.estimates, curves.k, view.screen.out))
 
 
@@ -257,14 +264,14 @@ class SavedBench(Saved):
         from cascli.analysis.bench import Bench
         from cascli.render import export
 
-        return export.of_bench(Bench.from_json(self.text))
+        return export.of_bench(self._read(Bench))
 
     def print(self, view: View) -> None:
         """Print the tables."""
         from cascli.analysis.bench import Bench
         from cascli.render.bench import print_bench
 
-        print_bench(Bench.from_json(self.text), view.screen)
+        print_bench(self._read(Bench), view.screen)
 
 
 class SavedAudit(Saved):
@@ -278,14 +285,14 @@ class SavedAudit(Saved):
         from cascli.audit.report import Audit
         from cascli.render import export
 
-        return export.of_audit(Audit.from_json(self.text))
+        return export.of_audit(self._read(Audit))
 
     def print(self, view: View) -> None:
         """Print one line per check and the verdict; the verdict alone if quiet."""
         from cascli.audit.report import Audit
         from cascli.render.audit import heading, row, verdict
 
-        audit, screen = Audit.from_json(self.text), view.screen
+        audit, screen = self._read(Audit), view.screen
         if screen.quiet:
             print(plain(verdict(audit)))
             return
@@ -306,14 +313,14 @@ class SavedEvaluation(Saved):
         from cascli.evaluation.table import Evaluation
         from cascli.render import export
 
-        return export.of_evaluation(Evaluation.from_json(self.text))
+        return export.of_evaluation(self._read(Evaluation))
 
     def print(self, view: View) -> None:
         """Print the tables."""
         from cascli.evaluation.table import Evaluation
         from cascli.render.evaluation import print_evaluation
 
-        print_evaluation(Evaluation.from_json(self.text), view.screen)
+        print_evaluation(self._read(Evaluation), view.screen)
 
 
 class SavedAdvice(Saved):
@@ -327,14 +334,14 @@ class SavedAdvice(Saved):
         from cascli.analysis.advice import Advice
         from cascli.render import export
 
-        return export.of_advice(Advice.from_json(self.text))
+        return export.of_advice(self._read(Advice))
 
     def print(self, view: View) -> None:
         """Print the recommendation."""
         from cascli.analysis.advice import Advice
         from cascli.render.advice import print_advice
 
-        print_advice(Advice.from_json(self.text), view.screen)
+        print_advice(self._read(Advice), view.screen)
 
 
 KINDS: dict[str, type[Saved]] = {
