@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -330,10 +333,21 @@ def environment(device: torch.device) -> dict[str, str]:
         "device": name,
         "threads": torch.get_num_threads(),
         "processors": _processors(),
+        "processor": _processor(),
     }
     if "OMP_NUM_THREADS" in os.environ:  # sets the threads of this and of every other process started with it
         facts["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
-    return {key: str(value) for key, value in facts.items()}
+    return {key: str(value) for key, value in facts.items() if value is not None}
+
+
+@lru_cache
+def _processor() -> str | None:
+    """Name of the processor, as Linux has it: machines of one architecture differ in speed and in the last bits."""
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(errors="replace") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip() or None
+    return None
 
 
 def _processors() -> int:

@@ -503,8 +503,8 @@ class Run(Document):
     """The early exit at which drafts left the target; only with `draft=early-exit`."""
     rounds: list[Round]
     environment: dict[str, str]
-    """Versions, the device's name, torch's threads, the number of processors available to the process, and
-    `OMP_NUM_THREADS` if set."""
+    """Versions, the device's name, torch's threads, the number of processors available to the process, their name if
+    it is known, and `OMP_NUM_THREADS` if set."""
 
     def __repr__(self) -> str:
         """One-line summary; `print(run.metrics)` shows the numbers, `run.to_json(1)` everything."""

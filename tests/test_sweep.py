@@ -339,7 +339,7 @@ def test_a_sweep_writes_all_documented_files(plan_file: Path, tmp_path: Path) ->
     ]
     assert lossless and all(record.quality == 1 for record in lossless)
     header = json.loads((out / "sweep.json").read_text())
-    assert header["schema"] == "cascli.sweep/1.5" and header["environment"]["torch"]
+    assert header["schema"] == "cascli.sweep/1.6" and header["environment"]["torch"]
     table = (out / "results.csv").read_text().splitlines()
     assert len(table) == 1 + 5 * 2
     page = (out / "report.html").read_text()
@@ -906,3 +906,31 @@ def test_replay_on_the_command_line(plan_file: Path, tmp_path: Path) -> None:
     assert (
         len((tmp_path / "out" / "rule-curves.csv").read_text().splitlines()) == 1 + 2 * 6 * 33
     )  # at both temperatures
+
+
+def test_a_folder_lists_every_call_that_made_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with its command, machine and first line; a call that adds nothing is not listed."""
+    plan = {"pair": "tiny-random", "strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}
+    out, pair = tmp_path / "out", load_pair("tiny-random")
+    sweep(plan, pair, limit=2, output=out)
+    monkeypatch.setattr("cascli.engine._processor", lambda: "another processor")
+    sweep(plan, pair, limit=2, output=out, resume=True)  # nothing is left to do
+    assert Records(out).header().differing == {}
+    sweep(plan, pair, limit=3, output=out, resume=True)
+    first, second = Records(out).header().calls
+    assert (first.first_line, second.first_line) == (0, 4) and first.date <= second.date
+    assert first.environment["processor"] != "another processor" == second.environment["processor"]
+    assert Records(out).header().differing == {"processor": [first.environment["processor"], "another processor"]}
+
+
+def test_older_folders_that_are_resumed_keep_what_they_said_of_their_answers(tmp_path: Path) -> None:
+    plan, out = {"strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}, tmp_path / "out"
+    pair = load_pair("tiny-random")
+    sweep(plan, pair, limit=1, output=out)
+    header = Records(out).header()
+    old = {"calls": [], "command": "once", "environment": header.environment | {"threads": "64"}}
+    Records(out).write_header(header.model_copy(update=old))
+    sweep(plan, pair, limit=2, output=out, resume=True)
+    first, second = Records(out).header().calls
+    assert (first.command, first.first_line, first.environment["threads"]) == ("once", 0, "64")
+    assert second.first_line == 2 and second.environment["threads"] != "64"

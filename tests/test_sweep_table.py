@@ -8,13 +8,14 @@ import pytest
 
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.render.sweep import COST, estimates_table, sweep_tables
+from cascli.render.sweep_report import report
 from cascli.render.sweep_report_tables import strategies_table
-from cascli.render.sweep_words import caution, findings, is_beyond_chance, pair_of, summary, title_of
+from cascli.render.sweep_words import caution, differences, findings, is_beyond_chance, pair_of, summary, title_of
 from cascli.render.table import COST as COMPARE_COST
 from cascli.render.table import LAW, PAGE
 from cascli.sweeps.plan import Cell
-from cascli.sweeps.records import Record
-from cascli.sweeps.table import SweepRow, _answered, by_category, front, rows
+from cascli.sweeps.records import Call, Header, Record
+from cascli.sweeps.table import SweepRow, _answered, by_category, front, rows, tidy_rows
 from tests.sweeps import header_of, plan_of, records_of
 from tests.test_screen import console
 
@@ -22,9 +23,9 @@ PLAN = plan_of()
 ROWS = rows(records_of(PLAN), PLAN)
 
 
-def table(found: list[SweepRow], width: int) -> list[str]:
+def table(found: list[SweepRow], width: int, header: Header | None = None) -> list[str]:
     view = console(width, color=False)
-    for part in sweep_tables(found, "f1", view):
+    for part in sweep_tables(found, "f1", view, header=header):
         view.print(part)
     return [line.rstrip() for line in view.file.getvalue().splitlines()]
 
@@ -309,3 +310,24 @@ def test_work_known_for_only_some_answers_is_not_reported() -> None:
     one, other = (Record(cell=cell, problem=name, token_ids=[1, 2], flops=n) for name, n in (("1", 6.0), ("2", 10.0)))
     [whole], [part] = rows([one, other]), rows([one, other.model_copy(update={"flops": None})])
     assert (whole.flops_per_token, part.flops_per_token) == (4.0, None)
+
+
+def test_speeds_of_different_machines_are_not_compared() -> None:
+    """Table, report and csv name what differs, and no sentence says what is fastest; scores are still compared."""
+    both = [{"device": "x86_64 cpu", "threads": threads} for threads in ("2", "1")]
+    alone = header_of(PLAN, environment=both[1])
+    calls = [Call.of(alone, None).model_copy(update={"environment": each}) for each in both]
+    mixed = alone.model_copy(update={"calls": calls})
+    every, fewer = findings(ROWS, alone), findings(ROWS, mixed)
+    assert any("target alone" in sentence for sentence in every)
+    assert fewer == [sentence for sentence in every if "target alone" not in sentence] and fewer
+    warning = "made by 2 calls under different conditions (threads: 2, 1): their speeds cannot be compared."
+    assert warning in (differences(mixed) or "")
+    assert differences(alone) is None and differences(None) is None
+    page = report(mixed, ROWS, None)
+    assert warning in page and "target alone" not in page and "2, then 1" in page
+    assert page.count("cascli sweep plan.yaml") == 2
+    for width in (80, 200):
+        assert warning in " ".join(table(ROWS, width, mixed))
+    columns = tidy_rows(ROWS, mixed).records
+    assert {(row["threads"], row["hardware"]) for row in columns} == {(None, "x86_64 cpu")}

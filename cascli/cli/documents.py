@@ -226,7 +226,8 @@ class SavedSweep(Saved):
         from cascli.render.sweep import category_tables, sweep_tables
 
         table, out = self.table, view.screen.out
-        out.print(Group(*sweep_tables(table.rows, table.metric, out, verbose=view.screen.verbose)))
+        tables = sweep_tables(table.rows, table.metric, out, header=table.made_from, verbose=view.screen.verbose)
+        out.print(Group(*tables))
         if view.by_category:
             out.print(Group(*category_tables(table.categories, table.metric, out)))
 

@@ -214,14 +214,14 @@ def _run(
     for budget in header.budgets:
         if not budget.met:
             settings.screen.note(f"not matched: {budget}")
-    records.write_header(header)
+    records.begin(header)
     plan = with_strategies(plan, header.added())
     try:
         with Progress(settings.screen, "sweeping", counted=True) as progress:
             carry_out(executor, plan, task, records, done, on_progress=progress.step)
     finally:
         # The results of an interrupted sweep are shown and written too.
-        views.show_results(records, header, settings.screen, as_json=settings.settings.json_output)
+        views.show_results(records, settings.screen, as_json=settings.settings.json_output)
     all_failed(done)
     return plan
 

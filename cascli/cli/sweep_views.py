@@ -130,7 +130,7 @@ def _estimates(executor: Executor, settings: common.Plan, k: int) -> list[RuleEs
         return executor.rule_estimates(k, on_progress=progress.step)
 
 
-def show_results(records: Records, header: Header, screen: Screen, *, as_json: bool = False) -> None:
+def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> None:
     """Write table, picture and report from the records, and print the table."""
     from rich.console import Group
 
@@ -142,6 +142,7 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     from cascli.sweeps.plan import with_strategies
     from cascli.sweeps.table import SweepTable, by_category, rows, tidy_categories, tidy_rows
 
+    header = records.header()
     plan = with_strategies(header.plan, header.added())
     table = rows(records.read(), plan)
     if not table:
@@ -150,7 +151,8 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     if as_json:
         print(SweepTable(metric=header.metric, rows=table, categories=groups, made_from=header).to_json())
     else:
-        screen.out.print(Group(*sweep_tables(table, header.metric, screen.out, verbose=screen.verbose)))
+        tables = sweep_tables(table, header.metric, screen.out, header=header, verbose=screen.verbose)
+        screen.out.print(Group(*tables))
         if header.plan.by is not None:
             screen.out.print(Group(*category_tables(groups, header.metric, screen.out)))
     failed = sum(row.errors for row in table)

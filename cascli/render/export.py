@@ -296,7 +296,7 @@ def of_sweep(table: SweepTable) -> Writers:
     def printed(screen: Screen) -> None:
         from cascli.render.sweep import sweep_tables
 
-        screen.out.print(Group(*sweep_tables(table.rows, table.metric, screen.out)))
+        screen.out.print(Group(*sweep_tables(table.rows, table.metric, screen.out, header=table.made_from)))
 
     return {
         "json": table.to_json,

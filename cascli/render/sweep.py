@@ -15,9 +15,10 @@ from cascli.render.categories import category_table
 from cascli.render.console import fits, fitted, plain_table, unicode_ok, wrap_names
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, bounds_text, number, tv
-from cascli.render.sweep_words import caution, passed, scatter_kinds, temperature_of
+from cascli.render.sweep_words import caution, differences, passed, scatter_kinds, temperature_of
 from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE
+from cascli.sweeps.records import Header
 from cascli.sweeps.table import SweepRow
 
 EXPENDABLE = ("tok/s", "deferral\nrate")
@@ -57,12 +58,25 @@ COST = [
 
 
 def sweep_tables(
-    rows: Sequence[SweepRow], metric: str, console: Console, *, whole: str = "results.csv", verbose: bool = False
+    rows: Sequence[SweepRow],
+    metric: str,
+    console: Console,
+    *,
+    header: Header | None = None,
+    whole: str = "results.csv",
+    verbose: bool = False,
 ) -> list[RenderableType]:
     """One line per strategy and temperature: quality, then its cost; and what the brackets mean.
 
-    Quality and cost are one table if they fit side by side. Notes below state what the numbers do not show. `whole` is
-    the file that has what a narrow terminal has no room for; `verbose` adds how prompts vary.
+    Quality and cost are one table if they fit side by side. Notes below state what the numbers do not show.
+
+    Args:
+        rows: the rows.
+        metric: how answers were scored.
+        console: what they are drawn for.
+        header: what the sweep was made from, if it is known.
+        whole: the file that has what a narrow terminal has no room for.
+        verbose: also show how prompts vary.
     """
     shown: list[RenderableType] = []
     short = False
@@ -84,6 +98,7 @@ def sweep_tables(
     greedy = None if 0 in temperatures and len(temperatures) > 1 else temperatures == [0]
     costs = table_notes(rows, greedy=greedy) if any(row.costs for row in rows) else ""
     notes = ["; ".join([*_counts(rows), *_batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
+    notes.append(differences(header) or "")
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cascli.render.html_text import section, text
 from cascli.render.sweep_report_samples import samples_of
 from cascli.render.sweep_report_tables import categories_table, strategies_table
-from cascli.render.sweep_words import caution, day_of, findings, pair_of, summary, title_of
+from cascli.render.sweep_words import caution, day_of, differences, findings, pair_of, summary, title_of
 from cascli.sweeps.records import Header, Record
 from cascli.sweeps.samples import samples
 from cascli.sweeps.table import SweepRow, by_category
@@ -53,7 +53,7 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
 <p class="kicker">{text(kicker)}</p>
 <h1>{title}</h1>
 <p class="lead">{text(summary(header, rows))}</p>
-{_finding_paragraphs(rows)}
+{_finding_paragraphs(rows, header)}
 </header>
 <main>
 {"".join(parts)}</main>
@@ -62,11 +62,10 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
 """
 
 
-def _finding_paragraphs(rows: Sequence[SweepRow]) -> str:
-    """What follows from the table, or a caution that nothing does."""
-    return "\n".join(
-        f"<p>{text(sentence)}</p>" for sentence in (*findings(rows), caution(rows)) if sentence is not None
-    )
+def _finding_paragraphs(rows: Sequence[SweepRow], header: Header) -> str:
+    """What follows from the table, and warnings about what does not."""
+    sentences = (*findings(rows, header), caution(rows), differences(header))
+    return "\n".join(f"<p>{text(sentence)}</p>" for sentence in sentences if sentence is not None)
 
 
 def _picture(svg: str | None) -> str:
@@ -81,10 +80,18 @@ def _provenance(header: Header) -> str:
     facts = "".join(f"<dt>{text(key)}</dt><dd>{text(value)}</dd>" for key, value in _facts(header))
     named = {"pair": pair_of(header)} if isinstance(header.plan.pair, str) else {}
     plan = header.plan.model_copy(update=named).model_dump_json(indent=2)
+    commands = _commands(header) or "(the command was not recorded)"
     return (
-        f'<pre class="made">{text(header.command or "(the command was not recorded)")}</pre>\n<dl>{facts}</dl>\n'
+        f'<pre class="made">{text(commands)}</pre>\n<dl>{facts}</dl>\n'
         f'<details><summary>The whole sweep file</summary>\n<pre class="made">{text(plan)}</pre>\n</details>'
     )
+
+
+def _commands(header: Header) -> str:
+    """The command; if several calls made the answers, each one's with its date and version."""
+    if len(header.calls) < 2:
+        return header.command
+    return "\n".join(f"# {call.date or 'not dated'}, cascli {call.version}\n{call.command}" for call in header.calls)
 
 
 def _facts(header: Header) -> Iterator[tuple[str, str]]:
@@ -94,6 +101,7 @@ def _facts(header: Header) -> Iterator[tuple[str, str]]:
         "pair": pair_of(header),
         "cascli": header.version,
         **header.environment,
+        **{name: ", then ".join(value or "none" for value in each) for name, each in header.differing.items()},
     }
     for key, value in known.items():
         if value:

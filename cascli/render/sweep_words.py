@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cascli.analysis.statistics import FEWEST
 from cascli.render.marks import short_name
-from cascli.render.numbers import number
+from cascli.render.numbers import DASH, number
 from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE, TaskConfig
 from cascli.sweeps.records import Header
@@ -74,11 +74,12 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
     return text[:1].upper() + text[1:]
 
 
-def findings(rows: Sequence[SweepRow], *, fancy: bool = True) -> list[str]:
+def findings(rows: Sequence[SweepRow], header: Header | None = None, *, fancy: bool = True) -> list[str]:
     """For each temperature: the fastest lossless and lossy strategies, and which quality differences are beyond chance.
 
-    Empty if there are too few prompts to tell.
+    Empty if there are too few prompts to tell; without the fastest if answers were timed on different machines.
     """
+    found = (_beyond_chance,) if differences(header) else (_fastest_lossless, _fastest_lossy, _beyond_chance)
     if not any(row.quality_interval_kind == "95%" for row in rows):
         return []
     temperatures = sorted({row.temperature for row in rows})
@@ -86,11 +87,22 @@ def findings(rows: Sequence[SweepRow], *, fancy: bool = True) -> list[str]:
     for temperature in temperatures:
         here = [row for row in rows if row.temperature == temperature]
         at = f"At {temperature_of(temperature)}, " if len(temperatures) > 1 else ""
-        for sentence in (finding(here, fancy) for finding in (_fastest_lossless, _fastest_lossy, _beyond_chance)):
+        for sentence in (finding(here, fancy) for finding in found):
             if sentence is not None:
                 text = at + sentence
                 sentences.append(text[:1].upper() + text[1:])
     return sentences
+
+
+def differences(header: Header | None) -> str | None:
+    """A warning if the folder's answers were made by calls on different machines, versions or settings."""
+    if header is None or not header.differing:
+        return None
+    what = "; ".join(f"{name}: {', '.join(value or DASH for value in each)}" for name, each in header.differing.items())
+    return (
+        f"These answers were made by {len(header.calls)} calls under different conditions ({what}): their speeds cannot"
+        " be compared."
+    )
 
 
 def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:

@@ -21,7 +21,7 @@ from cascli.files import JSON_BYTES, bounded, named, write
 from cascli.settings import first_problem
 from cascli.strategies import parse
 from cascli.sweeps.plan import Cell, SweepPlan
-from cascli.trace import Distances, block_length
+from cascli.trace import Distances, block_length, now
 from cascli.version import __version__
 
 
@@ -91,6 +91,29 @@ class Record(BaseModel):
         return self.target_calls if not self.drafted and drafts_ahead(self.cell.strategy) else self.rounds
 
 
+class Call(BaseModel):
+    """A call that made answers of a folder: it may hold those of several, on different machines."""
+
+    model_config = ConfigDict(frozen=True)
+
+    date: str | None
+    """When the call began: in UTC, ISO 8601; None in older folders."""
+    command: str
+    """The command line, quoted for a shell, or the call from Python."""
+    version: str
+    """The version of cascli."""
+    environment: dict[str, str]
+    """Machine, versions and threads, and the source and precision of each model."""
+    first_line: int
+    """Number of lines that `records.jsonl` had when the call's first answer was added; its answers follow them."""
+
+    @classmethod
+    def of(cls, header: Header, date: str | None) -> Call:
+        """The call that a header describes, in a folder without answers."""
+        made = {"command": header.command, "version": header.version, "environment": header.environment}
+        return cls(date=date, **made, first_line=0)
+
+
 class Header(BaseModel):
     """What the records of a folder were made from."""
 
@@ -103,20 +126,24 @@ class Header(BaseModel):
         "cascli.sweep/1.3",
         "cascli.sweep/1.4",
         "cascli.sweep/1.5",
-    ] = Field("cascli.sweep/1.5", alias="schema")
+        "cascli.sweep/1.6",
+    ] = Field("cascli.sweep/1.6", alias="schema")
     fingerprint: str
     version: str = __version__
+    """The version of cascli, at the last call."""
     plan: SweepPlan
     metric: str
     """How answers are scored."""
     date: str | None = None
     """When the sweep was started, or resumed if the start was not recorded: in UTC, ISO 8601; None in older folders."""
     command: str = ""
-    """The command line, quoted for a shell, or the call from Python."""
+    """The last call: its command line, quoted for a shell, or the call from Python."""
     pair: str | None = None
     """The pair's name; None in older folders."""
     environment: dict[str, str] = {}
-    """Machine, versions and threads, as for a run; the source and precision of each model."""
+    """Machine, versions and threads at the last call, as for a run; the source and precision of each model."""
+    calls: list[Call] = []
+    """Every call that made answers of the folder, oldest first; empty in older folders."""
     matched: list[str] = []
     """Strategies added to meet the plan's budgets."""
     budgets: list[Matched] = []
@@ -130,6 +157,21 @@ class Header(BaseModel):
     """Text of the prompts, by the problem's id; empty in older folders."""
     title: str = ""
     """Title of the report and its picture, if one was given."""
+
+    @property
+    def differing(self) -> dict[str, list[str]]:
+        """Entries of the environment in which the calls differ, each with its values in the order of the calls."""
+        values = {
+            name: [call.environment.get(name, "") for call in self.calls]
+            for call in self.calls
+            for name in call.environment
+        }
+        return {name: list(dict.fromkeys(each)) for name, each in values.items() if len(set(each)) > 1}
+
+    @property
+    def shared_environment(self) -> dict[str, str]:
+        """The environment, without the entries in which the calls differ."""
+        return {name: value for name, value in self.environment.items() if name not in self.differing}
 
     def added(self) -> dict[str, list[float]]:
         """Strategies added to meet the budgets, with their temperatures; in older folders all of the plan's."""
@@ -146,6 +188,7 @@ class Records:
         self.file = folder / "records.jsonl"
         self.header_file = folder / "sweep.json"
         self._num_saved = 0
+        self._unrecorded: Call | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -218,6 +261,11 @@ class Records:
             write(self.file, b"".join(line + b"\n" for line in lines), durable=True)
             self._packed.unlink()
 
+    def begin(self, header: Header) -> None:
+        """Write the header; this call joins its list of calls with its first answer, as some calls add none."""
+        self.write_header(header)
+        self._unrecorded = Call.of(header, now())
+
     def write_header(self, header: Header) -> None:
         """Write down what the records are made from."""
         write(self.header_file, header.model_dump_json(by_alias=True, indent=1) + "\n", durable=True)
@@ -272,6 +320,10 @@ class Records:
         if self._num_saved and not self.file.exists():
             raise RunError(f"{self.file}: was removed while the sweep was running; its answers are lost")
         self._num_saved += 1
+        if self._unrecorded is not None:
+            header, call = self.header(), self._unrecorded.model_copy(update={"first_line": len(self._lines())})
+            self.write_header(header.model_copy(update={"calls": [*header.calls, call]}))
+            self._unrecorded = None
         with named(self.file), self.file.open("ab") as file:
             file.write(record.model_dump_json().encode() + b"\n")
             file.flush()

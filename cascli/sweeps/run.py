@@ -23,7 +23,7 @@ from cascli.settings import checked
 from cascli.sweeps import sandbox
 from cascli.sweeps.overriding import overridden
 from cascli.sweeps.plan import Match, SweepPlan, load_plan, pair_of, plan_file, with_strategies
-from cascli.sweeps.records import Header, Record, Records
+from cascli.sweeps.records import Call, Header, Record, Records
 from cascli.sweeps.table import SweepRows, rows
 from cascli.sweeps.tasks import Task, task_of
 from cascli.sweeps.units import Unit, units
@@ -170,11 +170,11 @@ def sweep(
             pair = load_pair(config, device=plan.chosen_device, dtype=plan.chosen_dtype, offline=offline)
         worker = Worker(pair, plan, task)
         header = completed_header(worker, plan, header, records.header() if done else None, on_progress or bars)
-        records.write_header(header)
+        records.begin(header)
         full_plan = with_strategies(plan, header.added())
         carry_out(worker, full_plan, task, records, done, on_progress or bars)
     all_failed(done)
-    return SweepRows(rows(records.read(), full_plan), header)
+    return SweepRows(rows(records.read(), full_plan), records.header())
 
 
 def allowed(task: Task, *, allow: bool, unsafe: bool) -> tuple[Task, str | None]:
@@ -223,6 +223,7 @@ def completed_header(
         kept: dict[str, Any] = {"prompts": previous.prompts | header.prompts, "title": header.title or previous.title}
         kept["asked"] = previous.asked | header.asked  # including prompts that are not asked this time
         kept["date"] = previous.date or header.date
+        kept["calls"] = previous.calls or [Call.of(previous, previous.date)]
         header = header.model_copy(update=kept)
     if plan.match:
         if previous and (previous.matched or previous.budgets) and previous.plan.match == plan.match:

@@ -215,9 +215,9 @@ def tidy_categories(groups: Mapping[str, Iterable[SweepRow]], header: Header) ->
 
 def _shared(header: Header) -> tidy.Record:
     plan = header.plan
-    circumstances = tidy.Circumstances.of_loaded(header.pair or str(plan.pair), header.environment, header.date)
+    circumstances = tidy.Circumstances.of_loaded(header.pair or str(plan.pair), header.shared_environment, header.date)
     return circumstances.columns() | {
-        "cascli": header.version,
+        "cascli": None if "cascli" in header.differing else header.version,
         "task": plan.task.kind,
         "metric": header.metric,
         "top_k": plan.top_k,
