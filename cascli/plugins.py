@@ -116,7 +116,7 @@ def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
     """The class of a plug-in: the one subclass of `parent` that its file defines, or what its entry point names.
 
     Raises:
-        UsageError: there is no such plug-in, or another package's cannot be imported or is not a valid plug-in.
+        UsageError: there is no such plug-in, it is not a valid one, or another package's cannot be imported.
     """
     known = names(package)
     if name not in known:
@@ -134,7 +134,7 @@ def load(package: ModuleType, kind: str, name: str, parent: type) -> type:
         if isinstance(value, type) and issubclass(value, parent) and value.__module__ == module.__name__
     ]
     if len(own) != 1:
-        raise TypeError(f"{module.__name__} must define exactly one {parent.__name__}, found {len(own)}")
+        raise UsageError(f"{module.__name__} must define exactly one {parent.__name__} (found {len(own)})")
     return _checked(own[0])
 
 

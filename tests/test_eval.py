@@ -349,6 +349,12 @@ def test_few_shot_examples_become_earlier_turns_of_a_chat(own: Pair, folder: Pat
     assert prompt.count("<user>") == 2 and prompt.count("<assistant>") == 2
 
 
+def test_folders_may_be_strings(own: Pair, folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    evaluate(own, ["own_answers"], [parse("target")], output=str(place), include_path=str(folder), limit=1)
+    assert (place / "eval.json").is_file()
+
+
 def _with(folder: Path, place: Path, name: str, **more: Any) -> None:
     """Write the task with written answers under another name, with changes."""
     task = yaml.safe_load((folder / "own_answers.yaml").read_text())

@@ -218,6 +218,10 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
             "spec-cascade is 2.6x as fast, but its text is not the target's.",
         ),
         (
+            {"speculative_cascade": LOOSE | {"speed_vs_target": 0.8}},
+            "spec-cascade is only 0.80x as fast, and its text differs from token 10 onwards.",
+        ),
+        (
             {"speculative": FAST, "speculative_cascade": LOOSE | {"speed_vs_target": 1.5}},
             "speculative is 2.0x as fast as target, with the same text.",
         ),

@@ -15,9 +15,11 @@ import torch
 
 from cascli import Pair, drafters, generate, load_pair, plugins, rules, stops, strategies
 from cascli.audit import audit
+from cascli.cli.strategies import _described
 from cascli.decoding.speculation import Block
 from cascli.drafters.base import Drafter
 from cascli.errors import RunError, UsageError
+from cascli.render.console import screen
 from cascli.rules.base import KeepRule, Rule
 from cascli.sampling.distributions import Dists
 from cascli.strategies.base import Speculating
@@ -151,6 +153,8 @@ def test_strategies_defined_in_a_notebook_have_sane_names(text_pair: Pair) -> No
     [
         ("rules", RULE.replace("@dataclass(frozen=True)", ""), "must be decorated with @dataclass"),
         ("drafters", DRAFTER, "its parameter 'k' is also one of the strategy's"),
+        ("rules", RULE + RULE.replace("Keep(", "Hold("), "must define exactly one Rule (found 2)"),
+        ("rules", "", "must define exactly one Rule (found 0)"),
     ],
 )
 def test_mistakes_in_a_local_plugin_file_are_reported(
@@ -163,6 +167,17 @@ def test_mistakes_in_a_local_plugin_file_are_reported(
     given = "speculative-cascade:rule=slipped" if package == "rules" else "speculative:draft=slipped"
     with pytest.raises(UsageError, match=re.escape(said)):
         strategies.parse(given)
+
+
+def test_a_local_plugin_file_that_cannot_be_imported_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the first that is listed, and no other plug-in is loaded before."""
+    (tmp_path / "slipped.py").write_text("import nowhere_at_all", encoding="utf-8")
+    monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "cascli.rules.slipped", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"):
+        list(_described("rules", rules, {"slipped"}, screen("never")))
 
 
 def test_the_page_on_adding_a_drafter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:

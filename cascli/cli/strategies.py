@@ -80,6 +80,7 @@ def _described(kind: str, package: Any, selected: set[str], view: Screen) -> Ite
     for message in unreachable(package):
         view.note(message)
     for name in package.names():
+        plugin = None
         try:
             if name in selected:
                 plugin = package.load(name)
@@ -87,7 +88,7 @@ def _described(kind: str, package: Any, selected: set[str], view: Screen) -> Ite
         except CascliError as error:
             view.note(str(error))
         except Exception as error:  # whatever a third-party class raises
-            if is_own(plugin):
+            if plugin is None or is_own(plugin):  # a file of cascli's own that cannot be imported
                 raise
             view.note(f"{label(plugin)}: {raised(error)}")
 

@@ -33,7 +33,7 @@ class EvaluationOptions:
     """What every strategy is evaluated on, and how."""
 
     tasks: Sequence[str]
-    include_path: Path | None = None
+    include_path: Path | str | None = None
     """A folder of task files, in addition to those of the package."""
     limit: int | None = None
     """Maximum number of documents per task."""
@@ -72,7 +72,7 @@ def task_manager(options: EvaluationOptions) -> Any:
     version()
     from lm_eval.tasks import TaskManager
 
-    if options.include_path is not None and not options.include_path.is_dir():
+    if options.include_path is not None and not Path(options.include_path).is_dir():
         raise UsageError(f"--include-path {options.include_path}: no such folder")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     path = None if options.include_path is None else str(options.include_path)

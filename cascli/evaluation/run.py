@@ -185,7 +185,7 @@ def evaluate(
     given: Settings | None = None,
     *,
     batch_size: int = 1,
-    output: Path | None = None,
+    output: Path | str | None = None,
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -205,11 +205,12 @@ def evaluate(
         UsageError: lm-evaluation-harness is not installed, a task is unknown or cannot be set up.
         RunError: out of memory.
     """
-    if output is not None:
-        check_folder(output)
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        check_folder(folder)
     evaluation_options = EvaluationOptions(tasks=tasks, **options)
     evaluating = Evaluating(
-        pair, evaluation_options, task_manager(evaluation_options), given or Settings(), batch_size, output
+        pair, evaluation_options, task_manager(evaluation_options), given or Settings(), batch_size, folder
     )
     evaluating.check(strategies)
     for strategy in strategies:
