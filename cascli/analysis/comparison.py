@@ -16,7 +16,7 @@ from cascli.analysis.matching import Matching
 from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import IntervalKind, median, median_interval, percentile, rate_ratio_interval
-from cascli.settings import WITHOUT_DRAFT
+from cascli.settings import WITHOUT_DRAFT, HasDraft
 from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds, prompts_of
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ DEFAULTS_WITH_HEAD = (
 """Defaults for an EAGLE-3 head, which cannot write alone; these rules do not depend on its confidence."""
 
 
-def default_strategies(*, draft: bool, head: bool = False) -> tuple[str, ...]:
-    """Return the strategies compared by default, given whether the pair has a draft model and whether it is a head."""
-    if head:
+def default_strategies(pair: HasDraft) -> tuple[str, ...]:
+    """Return the strategies compared by default with this pair."""
+    if pair.by_head:
         return DEFAULTS_WITH_HEAD
-    return DEFAULT_STRATEGIES if draft else DEFAULTS_WITHOUT_DRAFT
+    return DEFAULT_STRATEGIES if pair.draft is not None else DEFAULTS_WITHOUT_DRAFT
 
 
 class Repeat(Data):

@@ -71,8 +71,7 @@ def command(
     from cascli.settings import default_strategy
 
     plan = common.plan(flags)
-    default = ["target", default_strategy(draft=plan.config.draft is not None)]
-    strategies = plan.strategies(default)
+    strategies = plan.strategies(["target", default_strategy(plan.config)])
     folder = None if plan.settings.output is None else Path(plan.settings.output)
     if folder is not None:
         check_folder(folder)

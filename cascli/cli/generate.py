@@ -48,7 +48,7 @@ def command(
     from cascli.settings import default_strategy
 
     plan = common.plan(flags)
-    default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
+    default = default_strategy(plan.config)
     strategy = plan.single_strategy(
         default, "generate runs one strategy: choose it with -s, or use compare for several."
     )

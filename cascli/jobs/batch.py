@@ -142,7 +142,7 @@ def generate_many(
         if key not in GenerateOptions.__annotations__:
             raise UsageError(unknown("keyword", key, GenerateOptions.__annotations__))
     all_prompts, settings = conversations(prompts, prompt_ids), settings_of(pair, **given)
-    parsed = chosen(strategy or default_strategy(draft=pair.draft is not None, head=pair.by_head), settings)
+    parsed = chosen(strategy or default_strategy(pair), settings)
     check_all(pair, parsed, all_prompts, settings)
     done: dict[int, list[Run]] = {}
     bars = notebook.bars()
