@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cascli.errors import plain
 from cascli.render.console import WIDEST, unicode_ok
-from cascli.render.marks import LOOKS, is_deferred, legend, simple, visible
+from cascli.render.marks import LOOKS, is_deferred, legend, replaced, simple, visible
 from cascli.render.theme import COLORS
 from cascli.trace import Round, Run
 
@@ -70,8 +70,9 @@ class _Painter:
 
     def round(self, round_: Round) -> None:
         for i, token in enumerate(round_.emitted):
-            if token.event == "residual" and i < len(round_.drafted):
-                self._put(round_.drafted[i].text, "rejected", "")
+            rejected = replaced(round_, i)
+            if rejected is not None:
+                self._put(rejected.text, "rejected", "")
             self._put(token.text, token.event, " underline" if is_deferred(round_, i) else "")
             self._place += 1
 
