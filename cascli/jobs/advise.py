@@ -20,7 +20,7 @@ from cascli.chat import Conversation
 from cascli.engine import environment
 from cascli.jobs.candidates import Answers
 from cascli.jobs.compare import Repeats, counting
-from cascli.jobs.generate import conversations, converse, decode, request_of_turn, sampling_of, settings_of
+from cascli.jobs.generate import conversations, converse, decode, request_for, request_of_turn, sampling_of, settings_of
 from cascli.jobs.profile import BLOCKS, blocks_for, profile
 from cascli.jobs.recording import Seen, record
 from cascli.models.pair import Pair
@@ -28,7 +28,7 @@ from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy, parse
-from cascli.trace import Metrics, Run, SamplingInfo, now, prompts_of
+from cascli.trace import Metrics, Run, now, prompts_of
 
 MAX_PROMPTS = 12
 """Most prompts to record, or to use where no limit is given; spread evenly over all of them."""
@@ -235,18 +235,10 @@ class Advising:
 
     def _document(self, **results: Any) -> Advice:
         """Build the document: what was found, and the conditions it holds for."""
-        settings = self._settings
         return Advice(
             date=self._date,
             pair=self._pair.info,
-            sampling=SamplingInfo(
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                seed=settings.seed,
-                max_new_tokens=settings.max_new_tokens,
-                stop=list(settings.stop),
-            ),
+            sampling=request_for(self._settings, ()).sampling_info,
             environment=environment(self._pair.device),
             tolerance=self._tolerance,
             confirmed_on=[prompt.id for prompt in self._measured_prompts],
