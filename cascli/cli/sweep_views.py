@@ -139,69 +139,59 @@ def show_results(records: Records, header: Header, screen: Screen, *, as_json: b
     from cascli.render.sweep import category_tables, sweep_tables
     from cascli.render.sweep_report import report
     from cascli.render.tabular import csv_of
-    from cascli.sweeps.plan import with_strategies
-    from cascli.sweeps.table import SweepTable, by_category, rows, tidy_categories, tidy_rows
+    from cascli.sweeps.table import SweepTable, tidy_categories, tidy_rows
 
-    plan = with_strategies(header.plan, header.added())
-    table = rows(records.read(), plan)
-    if not table:
+    table = SweepTable.of(header, records)
+    rows, groups = table.rows, table.categories
+    if not rows:
         return
-    groups = by_category(records.read(), plan)
     if as_json:
-        print(SweepTable(metric=header.metric, rows=table, categories=groups, made_from=header).to_json())
+        print(table.to_json())
     else:
-        screen.out.print(Group(*sweep_tables(table, header.metric, screen.out, verbose=screen.verbose)))
+        screen.out.print(Group(*sweep_tables(rows, header.metric, screen.out, verbose=screen.verbose)))
         if header.plan.by is not None:
             screen.out.print(Group(*category_tables(groups, header.metric, screen.out)))
-    failed = sum(row.errors for row in table)
+    failed = sum(row.errors for row in rows)
     if failed:
         first = next(record for record in records.read() if record.error is not None)
         screen.note(f"{failed} answers failed and are excluded from all numbers: {first.problem}: {first.error}")
     for line in budget_lines(
-        header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in table}
+        header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in rows}
     ):
         screen.note(line)
     # Files come after the table, so that a full disk hides no result.
-    svg = _picture(table, header, records.folder / "quality-cost.svg")
-    write(records.folder / "results.csv", csv_of(tidy_rows(table, header)))
+    svg = _picture(rows, header, records.folder / "quality-cost.svg")
+    write(records.folder / "results.csv", csv_of(tidy_rows(rows, header)))
     if header.plan.by is not None:
         write(records.folder / "categories.csv", csv_of(tidy_categories(groups, header)))
-    write(records.folder / "report.html", report(header, table, svg, list(records.read())))
-    written = ["results.csv", "report.html", *(["quality-cost.svg"] if svg else []), *_profile(table, records, header)]
+    write(records.folder / "report.html", report(header, rows, svg, list(records.read())))
+    written = ["results.csv", "report.html", *(["quality-cost.svg"] if svg else []), *_profile(rows, records, header)]
     screen.note(f"wrote {', '.join(written[:-1])} and {written[-1]} in {records.folder}")
 
 
-def _profile(table: list[SweepRow], records: Records, header: Header) -> list[str]:
+def _profile(rows: list[SweepRow], records: Records, header: Header) -> list[str]:
     """Write what serving tools read about drafts, if a strategy makes any, and return the file's name."""
     from cascli.analysis.speculation_profile import FILE
     from cascli.files import write
     from cascli.sweeps.speculation_profile import of_sweep
 
     try:
-        profile = of_sweep(records.read(), header, list(dict.fromkeys(row.strategy for row in table)))
+        profile = of_sweep(records.read(), header, list(dict.fromkeys(row.strategy for row in rows)))
     except UsageError:  # nothing drafts ahead, or the answers predate these counts
         return []
     write(records.folder / FILE, profile.to_json() + "\n")
     return [FILE]
 
 
-def _picture(table: list[SweepRow], header: Header, path: Path) -> str | None:
+def _picture(rows: list[SweepRow], header: Header, path: Path) -> str | None:
     """Draw and write the plot, if matplotlib is installed, and return its SVG text."""
     from cascli.files import write
-
-    svg = drawn(table, header)
-    if svg is not None:
-        write(path, svg)
-    return svg
-
-
-def drawn(table: list[SweepRow], header: Header) -> str | None:
-    """The plot as SVG; None without matplotlib."""
     from cascli.render.sweep_plot import plot_sweep
 
     drawing = io.StringIO()
     try:
-        plot_sweep(table, header.metric, drawing, title=header.title)
+        plot_sweep(rows, header.metric, drawing, title=header.title)
     except UsageError:
         return None
+    write(path, drawing.getvalue())
     return drawing.getvalue()
