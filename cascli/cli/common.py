@@ -218,6 +218,17 @@ def requested_pair(flags: Flags) -> PairConfig | None:
     return None if named["config"] is None else load_config(named["config"])
 
 
+def requested_settings(flags: Flags) -> Settings:
+    """The settings given by flags, else by the environment; a pair's file is not read.
+
+    Raises:
+        UsageError: an invalid value in the environment.
+    """
+    from cascli.settings import from_environment
+
+    return from_environment().model_copy(update=flags.given.given())
+
+
 def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
     """Resolve flags, environment, pair file and defaults, in this order; `config` is a pair already chosen.
 
@@ -244,9 +255,9 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
 
 def for_several(plan: Plan, flags: Flags) -> Plan:
     """The plan with room for whole answers, unless a flag or the environment sets the number of tokens."""
-    from cascli.settings import from_environment, with_whole_answers
+    from cascli.settings import with_whole_answers
 
-    if flags.given.max_new_tokens is not None or from_environment().max_new_tokens is not None:
+    if requested_settings(flags).max_new_tokens is not None:
         return plan
     return replace(plan, settings=with_whole_answers(plan.settings))
 

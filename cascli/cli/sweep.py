@@ -168,10 +168,9 @@ def _folder(output: str) -> Path:
 
 def _overridden(plan: SweepPlan, flags: Flags, pair: PairConfig | None, batch_size: int | None) -> SweepPlan:
     """The plan with the values of its file overridden by flags, else by the environment."""
-    from cascli.settings import from_environment
     from cascli.sweeps.overriding import overridden
 
-    plan = overridden(plan, from_environment().model_copy(update=flags.given.given()), batch_size)
+    plan = overridden(plan, common.requested_settings(flags), batch_size)
     if pair is not None:
         plan = plan.model_copy(update={"pair": pair.recorded})
     return plan
