@@ -17,7 +17,7 @@ from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import IntervalKind, median, median_interval, percentile, rate_ratio_interval
 from cascli.settings import WITHOUT_DRAFT, HasDraft
-from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds, prompts_of
+from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds, by_strategy, prompts_of
 
 if TYPE_CHECKING:
     import pandas
@@ -217,10 +217,7 @@ class Comparison(Document):
 
 def uncompared(runs: Sequence[Run]) -> Comparison:
     """Wrap runs that were not compared with anything, for code that shows comparisons; one row per strategy."""
-    by_spec: dict[str, list[Run]] = {}
-    for run in runs:
-        by_spec.setdefault(run.spec, []).append(run)
-    summary = [row for each in by_spec.values() for row in summarise([[each]])]
+    summary = [row for each in by_strategy(runs).values() for row in summarise([[each]])]
     return Comparison(command=runs[0].command, runs=list(runs), summary=summary, batch_size=runs[0].batch_size)
 
 

@@ -28,7 +28,7 @@ from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy, parse
-from cascli.trace import Metrics, Run, now, prompts_of
+from cascli.trace import Metrics, Run, by_strategy, now, prompts_of
 
 MAX_PROMPTS = 12
 """Most prompts to record, or to use where no limit is given; spread evenly over all of them."""
@@ -381,11 +381,9 @@ def _outside(runs: Sequence[Metrics]) -> float:
 
 def _by_prompt(runs: Sequence[Run]) -> dict[str, list[list[Run]]]:
     """Group the runs of all turns by strategy, then by prompt."""
-    strategies: dict[str, list[Run]] = {}
-    for run in runs:
-        strategies.setdefault(run.spec, []).append(run)
-    groups: dict[str, dict[Hashable, list[Run]]] = {spec: {} for spec in strategies}
-    for spec, ours in strategies.items():
+    groups: dict[str, dict[Hashable, list[Run]]] = {}
+    for spec, ours in by_strategy(runs).items():
+        groups[spec] = {}
         for prompt, run in zip(prompts_of(ours), ours, strict=True):
             groups[spec].setdefault(prompt, []).append(run)
     return {spec: [*prompts.values()] for spec, prompts in groups.items()}
