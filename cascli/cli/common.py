@@ -134,7 +134,7 @@ class Plan:
             _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":
             self.screen.note("--compile is for GPUs; on a CPU steps run uncompiled")
-        known = step_times.load_step_times(self.config, self.how(device, dtype))
+        known = step_times.load_step_times(self.config, self.run_options(device, dtype))
         pair.steps = None if known is None else known.profile
         return pair
 
@@ -142,9 +142,9 @@ class Plan:
         """Store step times, from which later commands predict how long something will take."""
         from cascli.jobs import step_times
 
-        step_times.save_step_times(self.config, self.how(self.settings.device, self.dtype), profile)
+        step_times.save_step_times(self.config, self.run_options(self.settings.device, self.dtype), profile)
 
-    def how(self, device: str | None, dtype: str | None) -> RunOptions:
+    def run_options(self, device: str | None, dtype: str | None) -> RunOptions:
         """How the pair runs on this device and in this precision, with the other flags as given."""
         from cascli.jobs.step_times import RunOptions
 
