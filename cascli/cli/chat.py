@@ -100,11 +100,12 @@ class Session:
         COMMANDS[name](self, rest.strip())
 
     def _answer(self, turn: str) -> None:
+        from cascli.render.marks import is_mixed
         from cascli.render.stream import AnswerStream
         from cascli.render.summary import lines, one_line
 
         strategy = self._chat.strategy
-        view = AnswerStream(self._screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
+        view = AnswerStream(self._screen, tentative=strategy.tentative, mixed=is_mixed(strategy.name))
         view.known = self._known
 
         try:

@@ -134,6 +134,11 @@ def simple(text: str) -> str:
     return text.encode("ascii", "replace").decode()
 
 
+def is_mixed(spec: str) -> bool:
+    """Whether the tokens of a strategy's answers come from more than one model; only then do marks say something."""
+    return spec.partition(":")[0] not in ("draft", "target")
+
+
 def is_deferred(step: Round, place: int) -> bool:
     """Whether a token was accepted although the rule had deferred it to the target.
 
