@@ -249,10 +249,7 @@ class Advising:
     def _use(self, strategy: str, fixed_k: int) -> Use:
         """How to use a strategy; engines without stops get the best fixed length instead."""
         params = parse(strategy).params
-        info, models, settings = self._pair.info, self._models, self._settings
-        return use(
-            strategy, params, info, models, settings.temperature, fixed_k, top_k=settings.top_k, top_p=settings.top_p
-        )
+        return use(strategy, params, self._pair.info, self._models, sampling_of(self._settings), fixed_k)
 
     def _record(self) -> tuple[list[Run], Seen | None]:
         """Record answers from the target's distribution and, with a draft model, both models' distributions."""
