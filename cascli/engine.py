@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ class Request:
     earlier: Sequence[Sequence[int]] | None = None
     """Earlier texts (prompt and answer) of the same strategy, for a drafter that searches them; None if the caller
     does not keep them."""
+
+    @property
+    def sampling_info(self) -> SamplingInfo:
+        """The sampling settings as documents state them."""
+        limits = {"seed": self.seed, "max_new_tokens": self.max_new_tokens, "stop": list(self.stop)}
+        return SamplingInfo.model_validate(asdict(self.sampling) | limits)
 
 
 @dataclass(frozen=True)
@@ -223,14 +229,7 @@ class Decoding:
             depends_on_rounds=depends_on_rounds(self.pair, self.strategy),
             earlier_texts=min(self.strategy.remembers, len(request.earlier or ())) if self.strategy.remembers else None,
             pair=self.pair.info,
-            sampling=SamplingInfo(
-                temperature=request.sampling.temperature,
-                top_k=request.sampling.top_k,
-                top_p=request.sampling.top_p,
-                seed=request.seed,
-                max_new_tokens=request.max_new_tokens,
-                stop=list(request.stop),
-            ),
+            sampling=request.sampling_info,
             prompt=request.prompt,
             prompt_id=request.prompt_id,
             category=request.category,

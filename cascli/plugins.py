@@ -85,16 +85,11 @@ def class_of(plugin: object) -> type:
     return plugin if isinstance(plugin, type) else type(plugin)
 
 
-def usable(package: ModuleType, kind: str, parent: type, works: Callable[[Any], object]) -> list[str]:
-    """Names of the plug-ins that work; those of other packages are tried first, and left out if broken.
+def broken(package: ModuleType, kind: str, parent: type, works: Callable[[Any], object]) -> dict[str, str]:
+    """The plug-ins of other packages that do not work, each with a sentence giving the reason.
 
     `works` raises an error if a plug-in created with its defaults does not work.
     """
-    return sorted({*names(package)} - {*broken(package, kind, parent, works)})
-
-
-def broken(package: ModuleType, kind: str, parent: type, works: Callable[[Any], object]) -> dict[str, str]:
-    """The plug-ins of other packages that `usable` leaves out, each with a sentence giving the reason."""
     reasons = {}
     own = _own(package)
     for name, points in sorted(_foreign(package.__name__).items()):

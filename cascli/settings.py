@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import (
     AfterValidator,
@@ -33,11 +33,23 @@ WITHOUT_DRAFT = "draft=prompt-lookup"
 """Parameter added to the default strategy if the pair has no draft model."""
 
 
-def default_strategy(*, draft: bool, head: bool = False) -> str:
-    """The strategy used by default, depending on whether the pair has a draft model and whether that is only a head."""
-    if head:
+class HasDraft(Protocol):
+    """A pair, or its file: whether it has a draft model, and whether that is only a head."""
+
+    @property
+    def draft(self) -> object | None:
+        """The draft model; None if there is none."""
+
+    @property
+    def by_head(self) -> bool:
+        """Whether the draft is an EAGLE-3 head."""
+
+
+def default_strategy(pair: HasDraft) -> str:
+    """The strategy used by default with this pair."""
+    if pair.by_head:
         return "speculative"
-    return DEFAULT_STRATEGY if draft else f"{DEFAULT_STRATEGY},{WITHOUT_DRAFT}"
+    return DEFAULT_STRATEGY if pair.draft is not None else f"{DEFAULT_STRATEGY},{WITHOUT_DRAFT}"
 
 
 def _as_list(value: object) -> object:

@@ -6,7 +6,7 @@ A number that was not computed is None, never 0.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, Self
 
@@ -538,6 +538,14 @@ class Runs(Document):
 
     schema_name: Literal["cascli.runs/1"] = Field("cascli.runs/1", alias="schema")
     runs: list[Run] = Field(min_length=1)
+
+
+def by_strategy(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Group runs by their strategy, in order of appearance."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.spec, []).append(run)
+    return groups
 
 
 def prompts_of(runs: Sequence[Run]) -> list[Hashable]:

@@ -549,7 +549,7 @@ INFO = PairInfo(
 
 def used(spec: str, temperature: float = 0.0, info: PairInfo = INFO, fixed_k: int = 3) -> Any:
     strategy = parse(spec)
-    return use(strategy.spec, strategy.params, info, "-c p", temperature, fixed_k)
+    return use(strategy.spec, strategy.params, info, "-c p", Sampling(temperature), fixed_k)
 
 
 def config_of(arguments: str | None) -> Any:
@@ -593,7 +593,7 @@ def test_heads_and_early_exits_are_each_available_in_one_engine() -> None:
 
 def test_usage_includes_top_k_and_top_p() -> None:
     strategy = parse("speculative:k=2")
-    found = use(strategy.spec, strategy.params, INFO, "-c p", 0.7, 3, top_k=20, top_p=0.9)
+    found = use(strategy.spec, strategy.params, INFO, "-c p", Sampling(0.7, 20, 0.9), 3)
     assert found.command.endswith("--temperature 0.7 --top-k 20 --top-p 0.9 PROMPT")
     assert "  top_k: 20\n  top_p: 0.9\n" in found.yaml
     assert "top_k=20, top_p=0.9" in found.transformers

@@ -17,9 +17,13 @@ from safetensors.torch import load_file, save_file
 from cascli import Pair, compare, generate, generate_many, load_pair
 from cascli.audit import draws, numerics
 from cascli.audit import run as audits
+from cascli.cli import evaluate
+from cascli.cli.app import app
+from cascli.cli.common import Plan
 from cascli.config import load_config, pair_of_models
 from cascli.engine import check_models
 from cascli.errors import ConfigError, RunError, UsageError
+from cascli.evaluation import harness
 from cascli.jobs.bench import bench
 from cascli.models.eagle3.runners import Eagle3Runner
 from cascli.models.survey import survey
@@ -231,6 +235,18 @@ def test_default_strategies_are_those_the_pair_supports(pair: Pair) -> None:
     assert generate(pair, "hello", max_new_tokens=4).strategy == "speculative"
     found = compare(pair, "hello", max_new_tokens=4)
     assert [row.strategy for row in found.summary][:2] == ["target", "speculative:k=4"] and len(found.summary) == 4
+
+
+def test_eval_adds_what_generate_runs_by_default(
+    pair: Pair, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(pair_with_head(folder, VOCAB)))
+    asked: list[str] = []
+    monkeypatch.setattr(harness, "task_manager", lambda request: None)
+    monkeypatch.setattr(Plan, "load", lambda _: pair)
+    monkeypatch.setattr(evaluate, "_run", lambda _, chosen, *__, **___: asked.extend(each.spec for each in chosen))
+    app(["eval", "--tasks", "any", "-c", str(tmp_path / "pair.yaml")], standalone_mode=False)
+    assert asked == ["target", "speculative:k=4"]
 
 
 def test_verify_and_bench_support_a_pair_with_a_head(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cascli import Pair, generate
 from cascli.cli.app import app
-from cascli.cli.evaluate import _given
+from cascli.cli.common import requested_settings
 from cascli.evaluation.generation import Generation
 from cascli.evaluation.run import folder_name
 from cascli.evaluation.scores import evaluated_tasks, main_metric, with_quality, without_samples
@@ -212,7 +212,7 @@ def test_a_flag_overrides_the_environment_and_the_pair_file_is_ignored(clean_env
     clean_env.setenv("CASCLI_TEMPERATURE", "0.75")
     clean_env.setenv("CASCLI_SEED", "4")
     flags: Any = SimpleNamespace(given=Settings(temperature=0.25, limit=3))
-    given = _given(flags)
+    given = requested_settings(flags)
     assert (given.temperature, given.seed, given.limit, given.max_new_tokens) == (0.25, 4, 3, None)
 
 

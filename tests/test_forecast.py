@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 
 from cascli.analysis.profile import Profile, Timing
-from cascli.strategies import parse
+from cascli.audit import joint
+from cascli.decoding.session import Session
+from cascli.decoding.speculation import Block
+from cascli.drafters import Drafter
+from cascli.rules.base import Exact, Rule
+from cascli.strategies import Strategy, parse
 from cascli.sweeps.forecast import forecast, seconds_per_token
 from cascli.sweeps.plan import SweepPlan
 
@@ -45,8 +52,21 @@ def test_without_a_draft_model() -> None:
     assert seconds_per_token(parse("target"), steps) == pytest.approx((1.0, 1.0))
 
 
-def test_tokens_of_an_early_exit_take_the_time_of_that_exit() -> None:
+@dataclass(frozen=True)
+class OwnExit(Drafter):
+    """A drafter of another package that drafts with the target's first layer."""
+
+    exit_layers = 1
+
+    def propose(self, s: Session, n: int, rule: Rule) -> Block:
+        raise NotImplementedError
+
+
+EXIT = parse("speculative:draft=early-exit,layers=1,k=2")
+
+
+@pytest.mark.parametrize("strategy", [EXIT, replace(EXIT, draft=OwnExit())])
+def test_tokens_of_an_early_exit_take_the_time_of_that_exit(strategy: Strategy) -> None:
     steps = STEPS.model_copy(update={"exits": {1: timing(0.4)}})
-    assert seconds_per_token(parse("speculative:draft=early-exit,layers=1,k=2"), steps).high == pytest.approx(
-        2 * 0.4 + 1.2
-    )
+    assert seconds_per_token(strategy, steps).high == pytest.approx(2 * 0.4 + 1.2)
+    assert "layers of the target" in (joint._not_tabulated(strategy, Exact()) or "")

@@ -79,7 +79,7 @@ def wide(row: Row) -> Row:
 @pytest.mark.parametrize("width", [60, 72, 80, 100, 119, 120, 121, 124, 129, 140, 160, 200])
 def test_no_number_is_cut(found: Comparison, width: int, terminal: bool) -> None:
     view = console(width, terminal=terminal)
-    for table in tables([wide(row) for row in found.summary], view, verbose=True):
+    for table in tables([wide(row) for row in found.summary], view):
         view.print(table)
     text = view.file.getvalue()
     assert "\u2026" not in text

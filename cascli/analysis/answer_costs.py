@@ -84,7 +84,8 @@ class Ratio(Data):
     @property
     def differs(self) -> bool:
         """Whether a 95% interval excludes a ratio of 1."""
-        return self.interval_kind == "95%" and self.interval is not None and not _contains(self.interval, 1.0)
+        low, high = self.interval or (1.0, 1.0)
+        return self.interval_kind == "95%" and not low <= 1 <= high
 
 
 def paired(groups: Sequence[Sequence[tuple[float, float]]], unseen: float = UNSEEN) -> Ratio:
@@ -100,10 +101,6 @@ def paired(groups: Sequence[Sequence[tuple[float, float]]], unseen: float = UNSE
         interval_kind=None if interval is None else interval.kind,
         prompts=len(groups),
     )
-
-
-def _contains(interval: tuple[float, float], value: float) -> bool:
-    return interval[0] <= value <= interval[1]
 
 
 class PerPrompt(Data):

@@ -16,8 +16,8 @@ from cascli.analysis.matching import Matching
 from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import IntervalKind, median, median_interval, percentile, rate_ratio_interval
-from cascli.settings import WITHOUT_DRAFT
-from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds, prompts_of
+from cascli.settings import WITHOUT_DRAFT, HasDraft
+from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds, by_strategy, prompts_of
 
 if TYPE_CHECKING:
     import pandas
@@ -49,11 +49,11 @@ DEFAULTS_WITH_HEAD = (
 """Defaults for an EAGLE-3 head, which cannot write alone; these rules do not depend on its confidence."""
 
 
-def default_strategies(*, draft: bool, head: bool = False) -> tuple[str, ...]:
-    """Return the strategies compared by default, given whether the pair has a draft model and whether it is a head."""
-    if head:
+def default_strategies(pair: HasDraft) -> tuple[str, ...]:
+    """Return the strategies compared by default with this pair."""
+    if pair.by_head:
         return DEFAULTS_WITH_HEAD
-    return DEFAULT_STRATEGIES if draft else DEFAULTS_WITHOUT_DRAFT
+    return DEFAULT_STRATEGIES if pair.draft is not None else DEFAULTS_WITHOUT_DRAFT
 
 
 class Repeat(Data):
@@ -217,10 +217,7 @@ class Comparison(Document):
 
 def uncompared(runs: Sequence[Run]) -> Comparison:
     """Wrap runs that were not compared with anything, for code that shows comparisons; one row per strategy."""
-    by_spec: dict[str, list[Run]] = {}
-    for run in runs:
-        by_spec.setdefault(run.spec, []).append(run)
-    summary = [row for each in by_spec.values() for row in summarise([[each]])]
+    summary = [row for each in by_strategy(runs).values() for row in summarise([[each]])]
     return Comparison(command=runs[0].command, runs=list(runs), summary=summary, batch_size=runs[0].batch_size)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from cascli.config import EAGLE3_PREFIX
+from cascli.sampling.parameters import Sampling
 from cascli.trace import Data, PairInfo, block_length
 
 NO_RULE = "verification is exact there, and rejects drafts that this rule would keep"
@@ -39,11 +41,8 @@ def use(
     params: Mapping[str, Any],
     pair: PairInfo,
     models: str,
-    temperature: float,
+    sampling: Sampling,
     fixed_k: int,
-    *,
-    top_k: int = 0,
-    top_p: float = 1.0,
 ) -> Use:
     """Return how to use a strategy, here and elsewhere.
 
@@ -52,17 +51,15 @@ def use(
         params: its parameters by name.
         pair: the models.
         models: flags that select the models, such as `-c PAIR`.
-        temperature: sampling temperature.
+        sampling: how tokens are drawn.
         fixed_k: the k that replaces a stop where stops are not supported.
-        top_k: keep the most likely tokens; 0 is off.
-        top_p: keep the smallest set of this mass; 1 is off.
     """
+    temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
     drawn = {"temperature": temperature} | ({"top_k": top_k} if top_k else {}) | ({"top_p": top_p} if top_p < 1 else {})
     nameless = [role.upper() for role, model in pair.models.items() if _model(model.source, "") == ""]
     vllm, vllm_note = _vllm(params, pair, temperature, fixed_k, plain=strategy == "target")
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampling = sampling if temperature else {"do_sample": False}
-    hf, hf_note = _transformers(params, pair, sampling, fixed_k, plain=strategy == "target")
+    sampled = {"do_sample": True, **asdict(sampling)} if temperature else {"do_sample": False}
+    hf, hf_note = _transformers(params, pair, sampled, fixed_k, plain=strategy == "target")
     return Use(
         yaml="\n  ".join(
             ["defaults:", f"strategy: {json.dumps(strategy)}", *(f"{key}: {value:g}" for key, value in drawn.items())]

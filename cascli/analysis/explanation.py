@@ -14,7 +14,7 @@ from typing import NamedTuple
 from cascli.analysis import theory
 from cascli.analysis.metrics import tested_count
 from cascli.analysis.profile import Profile
-from cascli.trace import Data, Run, block_length
+from cascli.trace import Data, Run, block_length, by_strategy
 
 DRAFT = "the draft model is too slow"
 VERIFICATION = "checking a block costs more than one step"
@@ -118,11 +118,8 @@ def explain(
     """
     if not explained(runs):
         return None
-    groups: dict[str, list[Run]] = {}
     ahead = {run.spec for run in runs if run.metrics.num_draft_tokens}
-    for run in runs:
-        if run.spec in ahead:  # including answers for which there was nothing to draft
-            groups.setdefault(run.spec, []).append(run)
+    groups = by_strategy(run for run in runs if run.spec in ahead)  # with answers for which nothing was drafted
     if speeds is None:
         return account(max(groups.values(), key=_speed), runs, profile, noise=noise)
     fastest = max(groups, key=lambda spec: speeds[spec])

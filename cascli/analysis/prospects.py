@@ -29,13 +29,13 @@ class Prospect(Data):
 
 def prospects(profile: Profile, acceptances: Sequence[float] = ACCEPTANCES) -> list[Prospect]:
     """Return the best block length and its speed-up for several acceptance rates."""
-    table, longest = [], profile.longest - 1
+    found, longest = list[Prospect](), profile.longest - 1
     for a in acceptances:
         k = theory.best_k(a, profile.c, lambda n: profile.v(n + 1), longest)
         gain = theory.speed_up(a, k, profile.c, profile.v(k + 1))
         pays = gain > 1
-        table.append(Prospect(acceptance=a, best_k=k if pays else None, or_more=pays and k == longest, speed_up=gain))
-    return table
+        found.append(Prospect(acceptance=a, best_k=k if pays else None, or_more=pays and k == longest, speed_up=gain))
+    return found
 
 
 class BreakEven(Data):

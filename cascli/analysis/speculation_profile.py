@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from cascli.errors import UsageError
-from cascli.trace import Data, Document, ModelInfo, block_length, by_block, prompts_of, with_params
+from cascli.trace import Data, Document, ModelInfo, block_length, by_block, by_strategy, prompts_of, with_params
 from cascli.version import __version__
 
 if TYPE_CHECKING:
@@ -318,9 +318,7 @@ def of_comparison(comparison: Comparison) -> SpeculationProfile:
     Raises:
         UsageError: no strategy drafts ahead.
     """
-    runs: dict[str, list[Run]] = {}
-    for run in comparison.runs:
-        runs.setdefault(run.spec, []).append(run)
+    runs = by_strategy(comparison.runs)
     alike = described(Drafting(each[0].strategy, each[0].params) for each in runs.values())
     if not alike:
         raise UsageError(NOTHING_DRAFTS)

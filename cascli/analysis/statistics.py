@@ -95,14 +95,13 @@ def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]], unseen: floa
     return _of_totals([tuple(fmean(pair[i] for pair in group) for i in (0, 1)) for group in groups], (1, -1), unseen)
 
 
-def rate_ratio_interval(
-    prompts: Sequence[tuple[float, float, float, float]], unseen: float = UNSEEN_RATE
-) -> Interval | None:
+def rate_ratio_interval(prompts: Sequence[tuple[float, float, float, float]]) -> Interval | None:
     """Return the interval of (a / b) / (c / d) of totals, such as two strategies' tokens over seconds.
 
     See `ratio_interval`.
     """
-    return _of_totals(sorted(prompts), (1, -1, -1, 1), unseen)  # sorted: independent of the order in which they ended
+    # Sorted: independent of the order in which they ended.
+    return _of_totals(sorted(prompts), (1, -1, -1, 1), UNSEEN_RATE)
 
 
 def _of_totals(prompts: Sequence[Sequence[float]], powers: Sequence[int], unseen: float) -> Interval | None:

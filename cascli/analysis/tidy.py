@@ -169,11 +169,12 @@ def of_runs(runs: Sequence[Run]) -> Table:
 def _answer(run: Run) -> Record:
     m, sampling = run.metrics, run.sampling
     tokens = len(run.token_ids)
-    record: Record = Circumstances.of(run.pair, run.environment, run.date).columns() | strategy_columns(run.spec)
-    record |= {name: getattr(run, name) for name in ("oracle", "depends_on_rounds", "prompt_id", "category", "turn")}
-    record |= {name: getattr(run, name) for name in ("prompt", "text", "finish_reason", "prompt_tokens", "batch_size")}
-    record |= {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "seed", "max_new_tokens")}
-    record |= {name: getattr(m, name) for name in _RUN_METRICS}
+    columns = {column.name for column in columns_of("generate")}
+    # Fields with the name of a column are that column; below are the others, and fields that are not single values.
+    record: Record = {
+        name: getattr(part, name) for part in (run, sampling, m) for name in type(part).model_fields if name in columns
+    }
+    record |= Circumstances.of(run.pair, run.environment, run.date).columns() | strategy_columns(run.spec)
     tested = m.num_tested_draft_tokens
     return record | {
         "exit": None if run.exit is None else run.exit.label,
@@ -185,13 +186,6 @@ def _answer(run: Run) -> Record:
         "weight_bytes_per_token": _over(m.weight_bytes_read, tokens),
         **distance_columns(m.distances, 1),
     }
-
-
-_RUN_METRICS = (
-    "num_rounds", "target_calls", "draft_calls", "target_calls_per_token", "draft_calls_per_token",
-    "draft_acceptance_rate", "mean_acceptance_length", "shared_mass", "deferral_rate", "mean_tv_to_target",
-    "max_tv_to_target", "lossless", "tokens_per_second", "ttft_seconds", "peak_memory_bytes",
-)  # fmt: skip
 
 
 def _over(total: float | None, tokens: int) -> float | None:

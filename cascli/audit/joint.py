@@ -14,7 +14,6 @@ from cascli.audit import fit
 from cascli.audit.report import Check, check_of, skipped
 from cascli.audit.tables import THINKING, Text, Tree, tabulated
 from cascli.decoding import thinking
-from cascli.drafters.early_exit import EarlyExit
 from cascli.drafters.model import Model
 from cascli.engine import Decoding, Request
 from cascli.models.pair import Pair
@@ -104,7 +103,7 @@ def rule_of(strategy: Strategy) -> Rule | None:
 
 def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
     """Why a rule's law cannot be enumerated here (q is tabulated for the draft model only); None if it can."""
-    if isinstance(strategy, Speculating) and isinstance(strategy.draft, EarlyExit):
+    if isinstance(strategy, Speculating) and strategy.draft.exit_layers is not None:
         return "it drafts with layers of the target, which are not tabulated"
     if not isinstance(strategy, Speculating) or isinstance(rule, Exact) or isinstance(strategy.draft, Model):
         return None

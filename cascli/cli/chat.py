@@ -33,9 +33,8 @@ def command(flags: Flags) -> None:
     from cascli.weights.home import cache_home
 
     plan = common.plan(flags)
-    default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
     several = "chat starts with one strategy: choose it with -s; /strategy changes it, /compare shows several."
-    strategy = plan.single_strategy(default, several)
+    strategy = plan.single_strategy(default_strategy(plan.config), several)
     pair = plan.load()
     common.note_cautions(plan, [strategy])
     from cascli.jobs.chat import Chat
@@ -101,11 +100,12 @@ class Session:
         COMMANDS[name](self, rest.strip())
 
     def _answer(self, turn: str) -> None:
+        from cascli.render.marks import is_mixed
         from cascli.render.stream import AnswerStream
         from cascli.render.summary import lines, one_line
 
         strategy = self._chat.strategy
-        view = AnswerStream(self._screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
+        view = AnswerStream(self._screen, tentative=strategy.tentative, mixed=is_mixed(strategy.name))
         view.known = self._known
 
         try:
@@ -225,8 +225,7 @@ def compare(plan: common.Plan, chat: Chat, prompt: str) -> None:
     from cascli.jobs.compare import Repeats, conversations
     from cascli.render.comparison import print_explanation
 
-    specs = default_strategies(draft=chat.pair.draft is not None, head=chat.pair.by_head)
-    strategies = common.parse_strategies(specs, chat.settings.num_speculative_tokens)
+    strategies = common.parse_strategies(default_strategies(chat.pair), chat.settings.num_speculative_tokens)
     repeats = Repeats(chat.pair, conversations(prompt), strategies, chat.settings)
     comparison, ended_by = run_and_show(plan.screen, repeats)
     print_explanation(comparison, plan.screen)

@@ -134,7 +134,7 @@ class Plan:
             _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":
             self.screen.note("--compile is for GPUs; on a CPU steps run uncompiled")
-        known = step_times.load_step_times(self.config, self.how(device, dtype))
+        known = step_times.load_step_times(self.config, self.run_options(device, dtype))
         pair.steps = None if known is None else known.profile
         return pair
 
@@ -142,9 +142,9 @@ class Plan:
         """Store step times, from which later commands predict how long something will take."""
         from cascli.jobs import step_times
 
-        step_times.save_step_times(self.config, self.how(self.settings.device, self.dtype), profile)
+        step_times.save_step_times(self.config, self.run_options(self.settings.device, self.dtype), profile)
 
-    def how(self, device: str | None, dtype: str | None) -> RunOptions:
+    def run_options(self, device: str | None, dtype: str | None) -> RunOptions:
         """How the pair runs on this device and in this precision, with the other flags as given."""
         from cascli.jobs.step_times import RunOptions
 
@@ -218,6 +218,17 @@ def requested_pair(flags: Flags) -> PairConfig | None:
     return None if named["config"] is None else load_config(named["config"])
 
 
+def requested_settings(flags: Flags) -> Settings:
+    """The settings given by flags, else by the environment; a pair's file is not read.
+
+    Raises:
+        UsageError: an invalid value in the environment.
+    """
+    from cascli.settings import from_environment
+
+    return from_environment().model_copy(update=flags.given.given())
+
+
 def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
     """Resolve flags, environment, pair file and defaults, in this order; `config` is a pair already chosen.
 
@@ -244,9 +255,9 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
 
 def for_several(plan: Plan, flags: Flags) -> Plan:
     """The plan with room for whole answers, unless a flag or the environment sets the number of tokens."""
-    from cascli.settings import from_environment, with_whole_answers
+    from cascli.settings import with_whole_answers
 
-    if flags.given.max_new_tokens is not None or from_environment().max_new_tokens is not None:
+    if requested_settings(flags).max_new_tokens is not None:
         return plan
     return replace(plan, settings=with_whole_answers(plan.settings))
 

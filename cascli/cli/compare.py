@@ -138,11 +138,7 @@ def command(
     required = [Requirement.of(text, scored=False) for text in require or ()]
     plan = common.plan(flags)
     rule_request = matching.requested(match, rules, plan)
-    defaults = (
-        default_strategies(draft=plan.config.draft is not None, head=plan.config.by_head)
-        if rule_request is None
-        else DEFAULT_BASELINES
-    )
+    defaults = default_strategies(plan.config) if rule_request is None else DEFAULT_BASELINES
     strategies = plan.strategies(defaults)
     _check_request(strategies, min_speedup)
     if batch_size > 1 and schedule is Schedule.FAIR:

@@ -14,7 +14,6 @@ from cascli.errors import UsageError
 if TYPE_CHECKING:
     from cascli.evaluation.run import Evaluating
     from cascli.render.console import Screen
-    from cascli.settings import Settings
     from cascli.strategies import Strategy
 
 NAME = "eval"
@@ -71,12 +70,11 @@ def command(
     from cascli.settings import default_strategy
 
     plan = common.plan(flags)
-    default = ["target", default_strategy(draft=plan.config.draft is not None)]
-    strategies = plan.strategies(default)
+    strategies = plan.strategies(["target", default_strategy(plan.config)])
     folder = None if plan.settings.output is None else Path(plan.settings.output)
     if folder is not None:
         check_folder(folder)
-    given = _given(flags)
+    given = common.requested_settings(flags)  # the pair's file was not written for these tasks
     request = EvaluationOptions(
         tasks=_names(tasks),
         include_path=include_path,
@@ -103,13 +101,6 @@ def _names(given: list[str]) -> list[str]:
     if not names:
         raise UsageError("--tasks: name at least one, such as --tasks gsm8k.")
     return names
-
-
-def _given(flags: Flags) -> Settings:
-    """Settings from flags and the environment only; the pair's file was not written for these tasks."""
-    from cascli.settings import from_environment
-
-    return from_environment().model_copy(update=flags.given.given())
 
 
 def _run(evaluating: Evaluating, strategies: list[Strategy], screen: Screen, *, as_json: bool) -> None:

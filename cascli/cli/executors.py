@@ -25,23 +25,23 @@ class ExecutorKind(StrEnum):
 
 @contextmanager
 def executor_of(
-    kind: ExecutorKind, plan: SweepPlan, task: Task, settings: common.Plan, address: str | None, workers: int | None
+    kind: ExecutorKind, plan: SweepPlan, task: Task, inputs: common.Plan, address: str | None, workers: int | None
 ) -> Iterator[Executor]:
     """A worker in this process, or a Ray cluster of them."""
     if kind is ExecutorKind.LOCAL:
         from cascli.sweeps.worker import Worker
 
-        yield Worker(settings.load_as(plan.chosen_device, plan.chosen_dtype), plan, task)
+        yield Worker(inputs.load_as(plan.chosen_device, plan.chosen_dtype), plan, task)
         return
     from cascli.sweeps.ray_executor import RayExecutor
 
-    offline = settings.settings.offline
-    with RayExecutor(_config(settings), plan, task, address=address, workers=workers, offline=offline) as cluster:
+    offline = inputs.settings.offline
+    with RayExecutor(_config(inputs), plan, task, address=address, workers=workers, offline=offline) as cluster:
         yield cluster
 
 
-def _config(settings: common.Plan) -> PairConfig:
+def _config(inputs: common.Plan) -> PairConfig:
     """The pair's file with the flags' and the environment's settings for GPU steps; it is sent to other machines."""
-    steps = {key: getattr(settings.settings, key) for key in ("cuda_graphs", "compile")}
-    defaults = settings.config.defaults.model_copy(update=steps)
-    return settings.config.model_copy(update={"defaults": defaults})
+    steps = {key: getattr(inputs.settings, key) for key in ("cuda_graphs", "compile")}
+    defaults = inputs.config.defaults.model_copy(update=steps)
+    return inputs.config.model_copy(update={"defaults": defaults})

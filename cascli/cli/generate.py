@@ -48,7 +48,7 @@ def command(
     from cascli.settings import default_strategy
 
     plan = common.plan(flags)
-    default = default_strategy(draft=plan.config.draft is not None, head=plan.config.by_head)
+    default = default_strategy(plan.config)
     strategy = plan.single_strategy(
         default, "generate runs one strategy: choose it with -s, or use compare for several."
     )
@@ -85,9 +85,10 @@ def _answers(
 ) -> None:
     """Answer all prompts into `runs`; if JSON Lines are written, write each answer as soon as it is available."""
     from cascli.jobs.generate import converse
+    from cascli.render.marks import is_mixed
     from cascli.render.stream import AnswerStream
 
-    stream = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=strategy.name not in ("draft", "target"))
+    stream = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=is_mixed(strategy.name))
     view = None if outputs.printed else stream  # stdout is used for the result
     notes = _AnswerNotes(plan.screen, view, prompts)
     with outputs.lines() as add:

@@ -124,9 +124,7 @@ def _plan_of(task: str | None, prompts: str | None, metric: str | None) -> tuple
 
 def _settings_of(sweep: SweepPlan, settings: Resolved, flags: Flags) -> Resolved:
     """The settings, with those of the task's file where neither a flag nor the environment sets them."""
-    from cascli.settings import from_environment
-
-    given = {**from_environment().given(), **flags.given.given()}
+    given = common.requested_settings(flags).given()
     own: dict[str, Any] = {
         "max_new_tokens": sweep.max_new_tokens,
         "system": sweep.system,

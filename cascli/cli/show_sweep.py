@@ -40,18 +40,14 @@ def table_of(folder: Path) -> SweepTable:
     Raises:
         UsageError: there is no sweep, or no answer.
     """
-    from cascli.sweeps.plan import with_strategies
     from cascli.sweeps.records import Records
-    from cascli.sweeps.table import SweepTable, by_category, rows
+    from cascli.sweeps.table import SweepTable
 
     records = Records(folder)
-    header = records.header()
-    plan = with_strategies(header.plan, header.added())
-    table_rows = rows(records.read(), plan)
-    if not table_rows:
+    table = SweepTable.of(records.header(), records)
+    if not table.rows:
         raise UsageError(f"{folder}: no answers yet")
-    categories = by_category(records.read(), plan)
-    return SweepTable(metric=header.metric, rows=table_rows, categories=categories, made_from=header)
+    return table
 
 
 def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[], str | bytes]]:

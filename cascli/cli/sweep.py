@@ -123,32 +123,32 @@ def command(
     plan = load_plan(path)
     pair = common.requested_pair(flags)
     plan = _overridden(plan, flags, pair, batch_size)
-    settings = common.plan(flags, pair or pair_of(plan, path.parent, str(path)))
+    inputs = common.plan(flags, pair or pair_of(plan, path.parent, str(path)))
     k = flags.given.num_speculative_tokens
     if k is not None and plan.match is None and all(block_length(parse(spec).params) != k for spec in plan.specs()):
-        settings.screen.note(f"-k {k} has no effect: every strategy of this sweep that drafts sets its own k.")
-    task = task_of(plan, path.parent, offline=settings.settings.offline, where=str(path))
+        inputs.screen.note(f"-k {k} has no effect: every strategy of this sweep that drafts sets its own k.")
+    task = task_of(plan, path.parent, offline=inputs.settings.offline, where=str(path))
     folder = _folder(flags.given.output or plan.output)
     if executor is ExecutorKind.LOCAL and (ray_address or workers):
         raise UsageError("--ray-address and --workers need --executor ray.")
     if dry_run:
-        views.show_grid(plan, task, settings, folder)
+        views.show_grid(plan, task, inputs, folder)
     elif rule_curves:
         if executor is ExecutorKind.RAY:
             raise UsageError("--rule-curves runs in this process: leave out --executor ray.")
-        with executor_of(ExecutorKind.LOCAL, plan, task, settings, None, None) as worker:
-            views.show_rule_curves(worker, plan, settings, folder)
+        with executor_of(ExecutorKind.LOCAL, plan, task, inputs, None, None) as worker:
+            views.show_rule_curves(worker, plan, inputs, folder)
     else:
         if task.metric == "pass@1":
-            task = _allowed(task, settings, allow=allow_code_execution, unsafe=unsafe_code_execution)
+            task = _allowed(task, inputs, allow=allow_code_execution, unsafe=unsafe_code_execution)
         records = Records(folder)
         with records.locked():
-            compiled = settings.settings.compile
-            header = header_of(plan, task, settings.config, command=common.command_line(), compiled=compiled)
+            compiled = inputs.settings.compile
+            header = header_of(plan, task, inputs.config, command=common.command_line(), compiled=compiled)
             header = header.model_copy(update={"title": title})
             done = records.open(header, resume=resume, anyway=anyway)
-            with executor_of(executor, plan, task, settings, ray_address, workers) as chosen:
-                plan = _run(chosen, plan, task, settings, records, header, done)
+            with executor_of(executor, plan, task, inputs, ray_address, workers) as chosen:
+                plan = _run(chosen, plan, task, inputs, records, header, done)
             _check(required, records, plan)
 
 
@@ -168,16 +168,15 @@ def _folder(output: str) -> Path:
 
 def _overridden(plan: SweepPlan, flags: Flags, pair: PairConfig | None, batch_size: int | None) -> SweepPlan:
     """The plan with the values of its file overridden by flags, else by the environment."""
-    from cascli.settings import from_environment
     from cascli.sweeps.overriding import overridden
 
-    plan = overridden(plan, from_environment().model_copy(update=flags.given.given()), batch_size)
+    plan = overridden(plan, common.requested_settings(flags), batch_size)
     if pair is not None:
         plan = plan.model_copy(update={"pair": pair.recorded})
     return plan
 
 
-def _allowed(task: Task, settings: common.Plan, *, allow: bool, unsafe: bool) -> Task:
+def _allowed(task: Task, inputs: common.Plan, *, allow: bool, unsafe: bool) -> Task:
     """The task, if the code that it runs may be run here.
 
     Raises:
@@ -187,7 +186,7 @@ def _allowed(task: Task, settings: common.Plan, *, allow: bool, unsafe: bool) ->
 
     task, warning = allowed(task, allow=allow, unsafe=unsafe)
     if warning is not None:
-        settings.screen.err.print(warning, style="bold red", markup=False)
+        inputs.screen.err.print(warning, style="bold red", markup=False)
     return task
 
 
@@ -195,7 +194,7 @@ def _run(
     executor: Executor,
     plan: SweepPlan,
     task: Task,
-    settings: common.Plan,
+    inputs: common.Plan,
     records: Records,
     header: Header,
     done: Done,
@@ -207,21 +206,21 @@ def _run(
 
     before = records.header() if done else None
     if plan.match:
-        with Progress(settings.screen, "recording", counted=True) as progress:
+        with Progress(inputs.screen, "recording", counted=True) as progress:
             header = completed_header(executor, plan, header, before, progress.step)
     else:
         header = completed_header(executor, plan, header, before)
     for budget in header.budgets:
         if not budget.met:
-            settings.screen.note(f"not matched: {budget}")
+            inputs.screen.note(f"not matched: {budget}")
     records.begin(header)
     plan = with_strategies(plan, header.added())
     try:
-        with Progress(settings.screen, "sweeping", counted=True) as progress:
+        with Progress(inputs.screen, "sweeping", counted=True) as progress:
             carry_out(executor, plan, task, records, done, on_progress=progress.step)
     finally:
         # The results of an interrupted sweep are shown and written too.
-        views.show_results(records, settings.screen, as_json=settings.settings.json_output)
+        views.show_results(records, inputs.screen, as_json=inputs.settings.json_output)
     all_failed(done)
     return plan
 

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 RULE_CURVES_K = 4
 
 
-def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) -> None:
+def show_grid(plan: SweepPlan, task: Task, inputs: common.Plan, folder: Path) -> None:
     """Print everything that a sweep will do, how much that is, and how long it will take, if known."""
     from cascli.sweeps.records import Records
 
     specs = plan.specs()
-    if settings.screen.quiet:
+    if inputs.screen.quiet:
         print("\n".join(specs))
         return
     turns = sum(len(problem.turns) for problem in task.problems)
@@ -39,7 +39,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
     names = [plan.task.kind, *([plan.task.dataset] if plan.task.dataset else [])]
     held = " (has results: --resume continues)" if Records(folder).holds_answers else ""
     rows = {
-        "pair": f"{settings.config.name}, dtype {plan.dtype}, device {plan.device}",
+        "pair": f"{inputs.config.name}, dtype {plan.dtype}, device {plan.device}",
         "prompts": f"{len(task.problems)} of {' '.join(names)}{conversations}, scored by {task.metric}",
         "temperatures": ", ".join(f"{each:g}" for each in plan.temperatures),
         "seeds": ", ".join(map(str, plan.seeds)) + (" (one if greedy)" if once else ""),
@@ -49,10 +49,10 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         ),
         "answers": f"{cells * turns:,} of at most {plan.max_new_tokens} tokens"
         f" ({cells * turns * plan.max_new_tokens:,} tokens)",
-        "time": _how_long(plan, turns, settings),
+        "time": _how_long(plan, turns, inputs),
         "output": f"{folder}{held}",
     }
-    if settings.settings.json_output:
+    if inputs.settings.json_output:
         print(
             json.dumps(
                 {"schema": "cascli.plan/1", **rows, "strategies": specs, "where": plan.temperatures_by_strategy()}
@@ -63,7 +63,7 @@ def show_grid(plan: SweepPlan, task: Task, settings: common.Plan, folder: Path) 
         first, *more = text.split("\n")
         print(f"{name:14}{first}", *(f"{'':14}{line}" for line in more), sep="\n")
     if plan.match:
-        settings.screen.note("plus the settings that meet the budgets of 'match'")
+        inputs.screen.note("plus the settings that meet the budgets of 'match'")
 
 
 def _named(spec: str, at: Sequence[float], plan: SweepPlan) -> str:
@@ -72,12 +72,12 @@ def _named(spec: str, at: Sequence[float], plan: SweepPlan) -> str:
     return spec if len(at) == len(plan.temperatures) else f"{spec}  (at temperature {some})"
 
 
-def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
+def _how_long(plan: SweepPlan, turns: int, inputs: common.Plan) -> str:
     from cascli.jobs.step_times import load_step_times
     from cascli.render.numbers import duration
     from cascli.sweeps.forecast import forecast
 
-    steps = load_step_times(settings.config, settings.how(plan.chosen_device, plan.chosen_dtype))
+    steps = load_step_times(inputs.config, inputs.run_options(plan.chosen_device, plan.chosen_dtype))
     if steps is None:
         return "unknown: no step times for this pair at this precision; cascli bench or compare measures them"
     low, high = forecast(plan, turns, steps.profile)
@@ -88,7 +88,7 @@ def _how_long(plan: SweepPlan, turns: int, settings: common.Plan) -> str:
     )
 
 
-def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan, folder: Path) -> None:
+def show_rule_curves(executor: Executor, plan: SweepPlan, inputs: common.Plan, folder: Path) -> None:
     """Estimate all rules and alphas, print some of them, and write all."""
     from cascli.analysis.rule_estimate import RuleCurves
     from cascli.cli.common import command_line
@@ -98,11 +98,11 @@ def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan,
     from cascli.trace import now
 
     k = plan.match.k if plan.match else RULE_CURVES_K
-    date, estimates = now(), _estimates(executor, settings, k)
+    date, estimates = now(), _estimates(executor, inputs, k)
     curves = RuleCurves(
         date=date,
         command=command_line(),
-        pair=settings.config.name,
+        pair=inputs.config.name,
         environment=executor.about(),
         k=k,
         estimates=estimates,
@@ -110,12 +110,12 @@ def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan,
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "rule-curves.csv", csv_of(curves.table()))
     write(folder / "rule-curves.json", curves.to_json() + "\n")
-    if settings.settings.json_output:
+    if inputs.settings.json_output:
         print(curves.to_json())
     else:
-        settings.screen.out.print(estimates_table(estimates, k, settings.screen.out))
+        inputs.screen.out.print(estimates_table(estimates, k, inputs.screen.out))
     tail = max(estimates, key=lambda each: each.mean_tail)
-    settings.screen.note(
+    inputs.screen.note(
         "estimated along the prefixes that speculative decoding visited;"
         f" all alphas are in {folder / 'rule-curves.csv'}\n"
         f"token rules are exact up to the mass of rare tokens: {tail.mean_tail:.1e} on average,"
@@ -123,10 +123,10 @@ def show_rule_curves(executor: Executor, plan: SweepPlan, settings: common.Plan,
     )
 
 
-def _estimates(executor: Executor, settings: common.Plan, k: int) -> list[RuleEstimate]:
+def _estimates(executor: Executor, inputs: common.Plan, k: int) -> list[RuleEstimate]:
     from cascli.cli.progress import Progress
 
-    with Progress(settings.screen, "recording", counted=True) as progress:
+    with Progress(inputs.screen, "recording", counted=True) as progress:
         return executor.rule_estimates(k, on_progress=progress.step)
 
 
@@ -139,71 +139,61 @@ def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> 
     from cascli.render.sweep import category_tables, sweep_tables
     from cascli.render.sweep_report import report
     from cascli.render.tabular import csv_of
-    from cascli.sweeps.plan import with_strategies
-    from cascli.sweeps.table import SweepTable, by_category, rows, tidy_categories, tidy_rows
+    from cascli.sweeps.table import SweepTable, tidy_categories, tidy_rows
 
     header = records.header()
-    plan = with_strategies(header.plan, header.added())
-    table = rows(records.read(), plan)
-    if not table:
+    table = SweepTable.of(header, records)
+    rows, groups = table.rows, table.categories
+    if not rows:
         return
-    groups = by_category(records.read(), plan)
     if as_json:
-        print(SweepTable(metric=header.metric, rows=table, categories=groups, made_from=header).to_json())
+        print(table.to_json())
     else:
-        tables = sweep_tables(table, header.metric, screen.out, header=header, verbose=screen.verbose)
+        tables = sweep_tables(rows, header.metric, screen.out, header=header, verbose=screen.verbose)
         screen.out.print(Group(*tables))
         if header.plan.by is not None:
             screen.out.print(Group(*category_tables(groups, header.metric, screen.out)))
-    failed = sum(row.errors for row in table)
+    failed = sum(row.errors for row in rows)
     if failed:
         first = next(record for record in records.read() if record.error is not None)
         screen.note(f"{failed} answers failed and are excluded from all numbers: {first.problem}: {first.error}")
     for line in budget_lines(
-        header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in table}
+        header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in rows}
     ):
         screen.note(line)
     # Files come after the table, so that a full disk hides no result.
-    svg = _picture(table, header, records.folder / "quality-cost.svg")
-    write(records.folder / "results.csv", csv_of(tidy_rows(table, header)))
+    svg = _picture(rows, header, records.folder / "quality-cost.svg")
+    write(records.folder / "results.csv", csv_of(tidy_rows(rows, header)))
     if header.plan.by is not None:
         write(records.folder / "categories.csv", csv_of(tidy_categories(groups, header)))
-    write(records.folder / "report.html", report(header, table, svg, list(records.read())))
-    written = ["results.csv", "report.html", *(["quality-cost.svg"] if svg else []), *_profile(table, records, header)]
+    write(records.folder / "report.html", report(header, rows, svg, list(records.read())))
+    written = ["results.csv", "report.html", *(["quality-cost.svg"] if svg else []), *_profile(rows, records, header)]
     screen.note(f"wrote {', '.join(written[:-1])} and {written[-1]} in {records.folder}")
 
 
-def _profile(table: list[SweepRow], records: Records, header: Header) -> list[str]:
+def _profile(rows: list[SweepRow], records: Records, header: Header) -> list[str]:
     """Write what serving tools read about drafts, if a strategy makes any, and return the file's name."""
     from cascli.analysis.speculation_profile import FILE
     from cascli.files import write
     from cascli.sweeps.speculation_profile import of_sweep
 
     try:
-        profile = of_sweep(records.read(), header, list(dict.fromkeys(row.strategy for row in table)))
+        profile = of_sweep(records.read(), header, list(dict.fromkeys(row.strategy for row in rows)))
     except UsageError:  # nothing drafts ahead, or the answers predate these counts
         return []
     write(records.folder / FILE, profile.to_json() + "\n")
     return [FILE]
 
 
-def _picture(table: list[SweepRow], header: Header, path: Path) -> str | None:
+def _picture(rows: list[SweepRow], header: Header, path: Path) -> str | None:
     """Draw and write the plot, if matplotlib is installed, and return its SVG text."""
     from cascli.files import write
-
-    svg = drawn(table, header)
-    if svg is not None:
-        write(path, svg)
-    return svg
-
-
-def drawn(table: list[SweepRow], header: Header) -> str | None:
-    """The plot as SVG; None without matplotlib."""
     from cascli.render.sweep_plot import plot_sweep
 
     drawing = io.StringIO()
     try:
-        plot_sweep(table, header.metric, drawing, title=header.title)
+        plot_sweep(rows, header.metric, drawing, title=header.title)
     except UsageError:
         return None
+    write(path, drawing.getvalue())
     return drawing.getvalue()

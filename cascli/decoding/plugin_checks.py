@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from cascli import rules, stops
+from cascli import plugins, rules, stops
 from cascli.blame import label
 from cascli.errors import RunError, raised
 from cascli.plugins import is_own
@@ -344,22 +344,22 @@ def _check_numbers(name: str, s: Session, numbers: dict[str, float | None]) -> N
 
 def usable_rules() -> list[str]:
     """Names of all rules except broken third-party ones: the meaning of "all rules"."""
-    return rules.usable(_try_rule)
+    return sorted({*rules.names()} - {*broken_rules()})
 
 
 def usable_stops() -> list[str]:
     """Names of all stops except broken third-party ones."""
-    return stops.usable(_try_stop)
+    return sorted({*stops.names()} - {*broken_stops()})
 
 
 def broken_rules() -> dict[str, str]:
     """The rules that `usable_rules` leaves out, each with a sentence that says what is wrong."""
-    return rules.broken(_try_rule)
+    return plugins.broken(rules, "rule", Rule, _try_rule)
 
 
 def broken_stops() -> dict[str, str]:
     """The stops that `usable_stops` leaves out, each with a sentence that says what is wrong."""
-    return stops.broken(_try_stop)
+    return plugins.broken(stops, "stop", Stop, _try_stop)
 
 
 def works_over(rule: Rule, vocab: int) -> bool:

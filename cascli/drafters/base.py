@@ -45,6 +45,11 @@ class Drafter(ABC):
         """Number of the same strategy's earlier texts (prompt and answer) that it searches for drafts."""
         return 0
 
+    @property
+    def exit_layers(self) -> int | None:
+        """Number of the target's first layers that it drafts with; None if it drafts with something else."""
+        return None
+
     def calls(self, rule: Rule, k: int) -> Calls:
         """The calls it will make to the draft model in rounds of at most k tokens; none by default."""
         del rule, k

@@ -34,6 +34,11 @@ class EarlyExit(Model):
 
     layers: Annotated[int, Field(ge=1, le=1024)] = 1
 
+    @property
+    def exit_layers(self) -> int:
+        """Number of layers before the exit: `layers`."""
+        return self.layers
+
     def calls(self, rule: Rule, k: int) -> Calls:
         """No calls to capture: its passes run the model's own layers."""
         del rule, k

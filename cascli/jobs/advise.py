@@ -20,7 +20,7 @@ from cascli.chat import Conversation
 from cascli.engine import environment
 from cascli.jobs.candidates import Answers
 from cascli.jobs.compare import Repeats, counting
-from cascli.jobs.generate import conversations, converse, decode, request_of_turn, sampling_of, settings_of
+from cascli.jobs.generate import conversations, converse, decode, request_for, request_of_turn, sampling_of, settings_of
 from cascli.jobs.profile import BLOCKS, blocks_for, profile
 from cascli.jobs.recording import Seen, record
 from cascli.models.pair import Pair
@@ -28,7 +28,7 @@ from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.settings import Resolved, with_whole_answers
 from cascli.strategies import Strategy, parse
-from cascli.trace import Metrics, Run, SamplingInfo, now, prompts_of
+from cascli.trace import Metrics, Run, by_strategy, now, prompts_of
 
 MAX_PROMPTS = 12
 """Most prompts to record, or to use where no limit is given; spread evenly over all of them."""
@@ -235,18 +235,10 @@ class Advising:
 
     def _document(self, **results: Any) -> Advice:
         """Build the document: what was found, and the conditions it holds for."""
-        settings = self._settings
         return Advice(
             date=self._date,
             pair=self._pair.info,
-            sampling=SamplingInfo(
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                seed=settings.seed,
-                max_new_tokens=settings.max_new_tokens,
-                stop=list(settings.stop),
-            ),
+            sampling=request_for(self._settings, ()).sampling_info,
             environment=environment(self._pair.device),
             tolerance=self._tolerance,
             confirmed_on=[prompt.id for prompt in self._measured_prompts],
@@ -257,10 +249,7 @@ class Advising:
     def _use(self, strategy: str, fixed_k: int) -> Use:
         """How to use a strategy; engines without stops get the best fixed length instead."""
         params = parse(strategy).params
-        info, models, settings = self._pair.info, self._models, self._settings
-        return use(
-            strategy, params, info, models, settings.temperature, fixed_k, top_k=settings.top_k, top_p=settings.top_p
-        )
+        return use(strategy, params, self._pair.info, self._models, sampling_of(self._settings), fixed_k)
 
     def _record(self) -> tuple[list[Run], Seen | None]:
         """Record answers from the target's distribution and, with a draft model, both models' distributions."""
@@ -389,11 +378,9 @@ def _outside(runs: Sequence[Metrics]) -> float:
 
 def _by_prompt(runs: Sequence[Run]) -> dict[str, list[list[Run]]]:
     """Group the runs of all turns by strategy, then by prompt."""
-    strategies: dict[str, list[Run]] = {}
-    for run in runs:
-        strategies.setdefault(run.spec, []).append(run)
-    groups: dict[str, dict[Hashable, list[Run]]] = {spec: {} for spec in strategies}
-    for spec, ours in strategies.items():
+    groups: dict[str, dict[Hashable, list[Run]]] = {}
+    for spec, ours in by_strategy(runs).items():
+        groups[spec] = {}
         for prompt, run in zip(prompts_of(ours), ours, strict=True):
             groups[spec].setdefault(prompt, []).append(run)
     return {spec: [*prompts.values()] for spec, prompts in groups.items()}

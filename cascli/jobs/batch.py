@@ -12,7 +12,6 @@ from cascli.engine import check_models, check_prompt
 from cascli.errors import UsageError, unknown
 from cascli.jobs.generate import (
     IdPrompts,
-    OnRound,
     Prompts,
     chosen,
     conversations,
@@ -53,7 +52,6 @@ def converse_many(
     prompts: Sequence[Prompt],
     settings: Resolved,
     size: int,
-    on_round: OnRound | None = None,
 ) -> Generator[Ended[list[Run]]]:
     """Answer conversations concurrently; yield the runs of each as it ends, with its index in `prompts`.
 
@@ -63,20 +61,17 @@ def converse_many(
         prompts: each is answered with the same random numbers as on its own.
         settings: the settings of all answers.
         size: number of conversations answered concurrently.
-        on_round: called with each round of any of them.
 
     Raises:
         UsageError: a prompt that is empty or too long.
         RunError: out of memory, or another run of the pair is in progress.
     """
-    jobs = (partial(_conversation, strategy, prompt, settings, on_round) for prompt in prompts)
+    jobs = (partial(_conversation, strategy, prompt, settings) for prompt in prompts)
     return Lanes(pair, min(size, len(prompts))).run(jobs)
 
 
-def _conversation(
-    strategy: Strategy, prompt: Prompt, settings: Resolved, on_round: OnRound | None, pair: Pair
-) -> list[Run]:
-    return list(converse(pair, strategy, prompt, settings, on_round))
+def _conversation(strategy: Strategy, prompt: Prompt, settings: Resolved, pair: Pair) -> list[Run]:
+    return list(converse(pair, strategy, prompt, settings))
 
 
 def check_all(pair: Pair, strategy: Strategy, prompts: Sequence[Prompt], settings: Resolved) -> None:
@@ -142,7 +137,7 @@ def generate_many(
         if key not in GenerateOptions.__annotations__:
             raise UsageError(unknown("keyword", key, GenerateOptions.__annotations__))
     all_prompts, settings = conversations(prompts, prompt_ids), settings_of(pair, **given)
-    parsed = chosen(strategy or default_strategy(draft=pair.draft is not None, head=pair.by_head), settings)
+    parsed = chosen(strategy or default_strategy(pair), settings)
     check_all(pair, parsed, all_prompts, settings)
     done: dict[int, list[Run]] = {}
     bars = notebook.bars()

@@ -142,11 +142,7 @@ def compare(
     if len(all_prompts) > 1 and max_new_tokens is None:
         settings = with_whole_answers(settings)
     if strategies is None:
-        strategies = (
-            default_strategies(draft=pair.draft is not None, head=pair.by_head)
-            if request is None
-            else matched.DEFAULT_BASELINES
-        )
+        strategies = default_strategies(pair) if request is None else matched.DEFAULT_BASELINES
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns(columns)
     bars = notebook.bars()

@@ -293,7 +293,7 @@ def generate(
         prompt_ids = encode(pair, prompt, Conversation(settings.system), raw=settings.raw)
     return decode(
         pair,
-        chosen(strategy or default_strategy(draft=pair.draft is not None, head=pair.by_head), settings),
+        chosen(strategy or default_strategy(pair), settings),
         request_for(
             settings,
             _token_ids(prompt_ids),

@@ -14,7 +14,7 @@ from cascli.decoding.plugin_checks import usable_rules
 from cascli.errors import UsageError, unknown
 from cascli.jobs.generate import first_ids
 from cascli.jobs.recording import record
-from cascli.jobs.rule_curves import lossless_calls, match
+from cascli.jobs.rule_curves import lossless_calls, match, with_dial
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
@@ -75,11 +75,9 @@ def parse_request(budgets: Iterable[tuple[str, float]], names: str | Sequence[st
         raise UsageError("rules: expected names of rules, or all.")
     every = names is None or list(names) == ["all"]
     chosen = [(name, rules.load(name)) for name in dict.fromkeys(usable_rules() if every else names or ())]
+    if values and not every:
+        list(with_dial([name for name, _ in chosen]))  # raises an error for one that has none
     undialled = [name for name, kind in chosen if values and kind.dial is None]
-    if undialled and not every:
-        raise UsageError(
-            f"rule '{undialled[0]}' declares no `dial`, so it cannot be matched; leave it out of the rules"
-        )
     return RuleRequest(tuple(name for name, _ in chosen if name not in undialled), tuple(values), tuple(undialled))
 
 

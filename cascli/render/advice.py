@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +12,8 @@ from rich.text import Text
 from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, format_ratio
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import Use
-from cascli.render.console import Screen, ever_fewer, fits, plain_table, unicode_ok
+from cascli.render.columns import Column, ever_fewer
+from cascli.render.console import Screen, fits, plain_table, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
@@ -88,15 +88,7 @@ def _table(console: Console, headings: tuple[str, ...]) -> Table:
     return table
 
 
-class Column(NamedTuple):
-    """A heading, how a row fills it, and when it is dropped for lack of room: the highest first, 0 never."""
-
-    heading: str
-    cell: Callable[[Confirmed], str]
-    expendable: int = 0
-
-
-MEASURED = [
+MEASURED: list[Column[Confirmed]] = [
     Column("measured\nspeed", lambda row: f"{row.speed.of_means:.2f}x"),
     Column("interval", lambda row: DASH if row.strategy == TARGET else _interval(row.speed), expendable=1),
     Column("pre-\ndicted", lambda row: number(row.predicted, 2, "x") + ("!" if row.surprise else ""), expendable=3),
@@ -108,7 +100,7 @@ MEASURED = [
         expendable=5,
     ),
 ]
-SCORED = [
+SCORED: list[Column[Confirmed]] = [
     Column("score\nloss", lambda row: DASH if row.quality is None else number(row.quality.loss, 3)),
     Column("at\nmost", lambda row: DASH if row.quality is None else number(row.quality.most, 3)),
 ]
@@ -124,7 +116,7 @@ def _measured(advice: Advice, console: Console) -> Table:
     return next((each for each in tables if fits(each, console)), tables[-1])
 
 
-def _drawn(advice: Advice, columns: Sequence[Column], console: Console, width: int) -> Table:
+def _drawn(advice: Advice, columns: Sequence[Column[Confirmed]], console: Console, width: int) -> Table:
     table = _table(console, ("strategy", *(each.heading for each in columns)))
     fancy = unicode_ok(console)
     for row in advice.confirmed:

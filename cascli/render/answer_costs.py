@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cascli.analysis.answer_costs import BY_THE_LIMIT, AnswerCosts, Ratio
 from cascli.analysis.distances import efficiency, nats_per_answer, out_of_head_rate, waste
 from cascli.analysis.percentiles import Percentiles
 from cascli.analysis.statistics import FEWEST
-from cascli.render.console import WIDEST, ever_fewer, fits, plain_table, unicode_ok
+from cascli.render.columns import Column, on_a_page, table_of
+from cascli.render.console import unicode_ok
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, bounds_text, count, nats, number, percent, seconds, tv
 from cascli.trace import Distances
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
     from cascli.sweeps.table import SweepRow
 
     Priced = Row | SweepRow
-
-
-class Column(NamedTuple):
-    """A heading, how a row fills it, and when it is dropped on a narrow terminal."""
-
-    heading: str
-    cell: Callable[[Priced], str]
-    expendable: int = 0
-    """The highest is dropped first; 0 stays."""
 
 
 def _of_costs(fill: Callable[[AnswerCosts], str]) -> Callable[[Priced], str]:
@@ -73,14 +64,14 @@ def _over_prompts(name: str, show: Callable[[float], str]) -> Callable[[Priced],
     return _of_costs(fill)
 
 
-PROMPTS = [
+PROMPTS: list[Column[Priced]] = [
     Column("calls a prompt\np50 / p90 / p99", _over_prompts("target_calls", count)),
     Column("tokens a prompt\np50 / p90 / p99", _over_prompts("tokens", count), expendable=2),
     Column("tokens a round\np50 / p90 / p99", _over_prompts("tokens_per_round", "{:.2f}".format), expendable=1),
     Column("seconds a prompt\np50 / p90 / p99", _over_prompts("seconds", seconds), expendable=3),
 ]
 """How prompts vary, each with all its turns."""
-ANSWERS = [
+ANSWERS: list[Column[Priced]] = [
     Column("tokens a\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
     Column("length", _of_costs(lambda costs: _ratio(costs.length))),
     Column("calls an\nanswer", _of_costs(lambda costs: number(costs.target_calls_per_answer, 1)), expendable=1),
@@ -91,7 +82,7 @@ ANSWERS = [
 """Tokens per round and calls are relative to plain speculation, the length to the target's answers."""
 
 
-def _distances(*, greedy: bool) -> list[Column]:
+def _distances(*, greedy: bool) -> list[Column[Priced]]:
     """How far the output distribution is from the target's; nats are regret at temperature 0."""
 
     def of(fill: Callable[[Distances, int], str]) -> Callable[[Priced], str]:
@@ -124,23 +115,9 @@ def cost_tables(rows: Sequence[Priced], console: Console, *, greedy: bool) -> li
     return [_fitting(rows, columns, console) for columns in (ANSWERS, _distances(greedy=greedy))]
 
 
-def _fitting(rows: Sequence[Priced], columns: Sequence[Column], console: Console) -> Table:
-    """One line per strategy, with as many columns as fit a page; if still too wide, names wrap and no number is cut."""
-    tables = [_table(rows, few, console) for few in ever_fewer(columns)]
-    table = next((each for each in tables if fits(each, console, WIDEST)), tables[-1])
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
-    return table
-
-
-def _table(rows: Sequence[Priced], columns: Sequence[Column], console: Console) -> Table:
-    table = plain_table(console)
-    table.add_column("strategy", no_wrap=True, style="bold")
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True, vertical="top")
-    for row in rows:
-        name = short_name(row.strategy, fancy=unicode_ok(console))
-        table.add_row(Text(name), *(column.cell(row) for column in columns))
-    return table
+def _fitting(rows: Sequence[Priced], columns: Sequence[Column[Priced]], console: Console) -> Table:
+    names = [short_name(row.strategy, fancy=unicode_ok(console)) for row in rows]
+    return on_a_page(columns, lambda few: table_of(names, rows, few, console), console)
 
 
 def prompts_table(rows: Sequence[Priced], console: Console) -> Table | None:

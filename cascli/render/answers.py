@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cascli.errors import plain
 from cascli.render.console import WIDEST, unicode_ok
-from cascli.render.marks import LOOKS, is_deferred, legend, simple, visible
+from cascli.render.marks import LOOKS, is_deferred, is_mixed, legend, replaced, simple, visible
 from cascli.render.theme import COLORS
 from cascli.trace import Round, Run
 
@@ -43,7 +43,7 @@ class AnswerCell:
     def of(cls, run: Run, name: str, note: str = "", diverges: int | None = None) -> AnswerCell:
         """A finished answer."""
         ends = "" if run.finish_reason == "eos" else f"({run.finish_reason})"
-        return cls(name, run.strategy not in ("draft", "target"), list(run.rounds), note, ends, diverges)
+        return cls(name, is_mixed(run.strategy), list(run.rounds), note, ends, diverges)
 
     def text(self, console: Console, most: int | None = None) -> Text:
         """The answer: plain up to the first token that differs from the target's, and bold from there.
@@ -70,8 +70,9 @@ class _Painter:
 
     def round(self, round_: Round) -> None:
         for i, token in enumerate(round_.emitted):
-            if token.event == "residual" and i < len(round_.drafted):
-                self._put(round_.drafted[i].text, "rejected", "")
+            rejected = replaced(round_, i)
+            if rejected is not None:
+                self._put(rejected.text, "rejected", "")
             self._put(token.text, token.event, " underline" if is_deferred(round_, i) else "")
             self._place += 1
 

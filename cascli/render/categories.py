@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.render.console import WIDEST, fits, plain_table, unicode_ok
+from cascli.render.columns import Column, on_a_page
+from cascli.render.console import plain_table, unicode_ok
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, count, number, tv
 from cascli.render.table import speed_text
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
     Groups = Mapping[str, Sequence[Row]] | Mapping[str, Sequence[SweepRow]]
 
 
-class Column(NamedTuple):
-    """A heading, and how a row fills it."""
-
-    heading: str
-    cell: Callable[[Priced], str]
-
-
 def _calls(row: Priced) -> str:
     return DASH if row.costs is None else number(row.costs.target_calls_per_answer, 1)
 
@@ -37,7 +31,7 @@ def _quality(row: Priced) -> str:
     return number(getattr(row, "quality", None))
 
 
-COLUMNS = [
+COLUMNS: list[Column[Priced]] = [
     Column("drafts\npassed", lambda row: number(row.tested_acceptance_rate)),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
     Column("calls a\nprompt", _calls),
@@ -45,19 +39,17 @@ COLUMNS = [
     Column("tokens\na turn", lambda row: DASH if row.mean_answer_tokens is None else count(row.mean_answer_tokens)),
     Column("speed", speed_text),
 ]
-"""The last ones are dropped first if there is no room. Calls cover all turns of a prompt."""
+"""The last ones are dropped first if there is no room, down to four. Calls cover all turns of a prompt."""
 
 
 def category_table(groups: Groups, console: Console, metric: str | None = None) -> Table:
     """Every category, with one line per strategy; `metric` is what a sweep's answers are scored by."""
     columns = [*([] if metric is None else [Column(metric, _quality)]), *COLUMNS]
-    tables = [_table(groups, columns[:count], console) for count in range(len(columns), 3, -1)]
-    table = next((each for each in tables if fits(each, console, WIDEST)), tables[-1])
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
-    return table
+    ranked = [column._replace(expendable=max(place - 3, 0)) for place, column in enumerate(columns)]
+    return on_a_page(ranked, lambda few: _table(groups, few, console), console)
 
 
-def _table(groups: Groups, columns: Sequence[Column], console: Console) -> Table:
+def _table(groups: Groups, columns: Sequence[Column[Priced]], console: Console) -> Table:
     table = plain_table(console)
     table.add_column("by category", no_wrap=True)
     for column in columns:

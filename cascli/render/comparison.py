@@ -89,7 +89,7 @@ def _print_all_figures(comparison: Comparison, out: Console) -> None:
         _print(out, Group("", over_prompts))
     if comparison.matching is not None:
         out.print(Group("", matching_table(comparison.matching, calls_of(comparison))))
-    for table in tables(rows, out, verbose=True):
+    for table in tables(rows, out):
         out.print(Group("", table))
 
 

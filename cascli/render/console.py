@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TextIO, TypeVar
+from typing import Any, Literal, TextIO, TypeVar
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -21,15 +21,6 @@ from cascli.render.theme import theme
 Item = TypeVar("Item")
 
 
-class Expendable(Protocol):
-    """A column that may be dropped from a table for lack of room."""
-
-    @property
-    def expendable(self) -> int:
-        """When it is dropped: the highest first, 0 never."""
-
-
-Shown = TypeVar("Shown", bound=Expendable)
 WIDEST = 100
 """Maximum width of a page in columns, however wide the terminal is."""
 
@@ -140,12 +131,6 @@ def wrap_names(table: Table, console: Console, narrowest: int) -> Table:
         room = console.width - _natural_width(table, console)
         names.width = narrowest + room if room >= 0 else None
     return table
-
-
-def ever_fewer(columns: Sequence[Shown]) -> list[list[Shown]]:
-    """All columns, then without the most expendable ones, and so on down to those that always stay."""
-    levels = range(max(column.expendable for column in columns) + 1, 0, -1)
-    return [[column for column in columns if column.expendable < level] for level in levels]
 
 
 def fitted(columns: Sequence[Item], draw: Callable[[Sequence[Item]], Table], console: Console) -> list[Table]:

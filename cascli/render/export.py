@@ -23,10 +23,11 @@ from cascli.analysis.bench import Bench
 from cascli.analysis.comparison import Comparison, Row, uncompared
 from cascli.errors import UsageError, plain, unknown
 from cascli.render import formats
+from cascli.render.columns import Column
 from cascli.render.console import WIDEST, SafeConsole, Screen
 from cascli.render.numbers import DASH
 from cascli.render.summary import title
-from cascli.render.table import COST, Column, law_columns, scatter_line
+from cascli.render.table import COST, law_columns, scatter_line
 from cascli.render.tabular import check_parquet, csv_of, parquet_of
 from cascli.settings import Resolved
 from cascli.trace import Run, Runs
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 Writers = Mapping[str, Callable[[], str | bytes]]
 """The formats a document can be written in, and how."""
-_NAME = Column("strategy", lambda row: f"`{row.strategy}`" + (" (oracle)" if row.oracle else ""))
+_NAME: Column[Row] = Column("strategy", lambda row: f"`{row.strategy}`" + (" (oracle)" if row.oracle else ""))
 
 
 @dataclass(frozen=True)

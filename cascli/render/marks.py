@@ -12,7 +12,7 @@ from rich.text import Text
 from cascli import drafters, rules, stops
 from cascli.errors import UsageError
 from cascli.render.theme import COLORS
-from cascli.trace import Drafted, Emitted, Round
+from cascli.trace import Drafted, Round
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,11 @@ def simple(text: str) -> str:
     return text.encode("ascii", "replace").decode()
 
 
+def is_mixed(spec: str) -> bool:
+    """Whether the tokens of a strategy's answers come from more than one model; only then do marks say something."""
+    return spec.partition(":")[0] not in ("draft", "target")
+
+
 def is_deferred(step: Round, place: int) -> bool:
     """Whether a token was accepted although the rule had deferred it to the target.
 
@@ -142,10 +147,15 @@ def is_deferred(step: Round, place: int) -> bool:
     return step.emitted[place].event == "accepted" and place < len(step.drafted) and step.drafted[place].deferred
 
 
-def token_text(token: Emitted | Drafted, event: str, *, colored: bool, shown: str | None = None) -> Text:
-    """A token as it looks in a trace."""
+def replaced(step: Round, place: int) -> Drafted | None:
+    """The rejected draft that a token of a round was drawn in place of; None for any other token."""
+    is_residual = step.emitted[place].event == "residual" and place < len(step.drafted)
+    return step.drafted[place] if is_residual else None
+
+
+def marked(text: str, event: str, *, colored: bool) -> Text:
+    """A token's text as it looks in a trace."""
     look = LOOKS[event]
-    text = visible(token.text) if shown is None else shown
     return Text(text, style=look.style) if colored else Text(look.marked(text))
 
 

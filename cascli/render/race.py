@@ -11,7 +11,7 @@ from rich.live import Live
 
 from cascli.render.answers import AnswerCell, columns_of, side_by_side
 from cascli.render.console import Screen, unicode_ok
-from cascli.render.marks import short_name
+from cascli.render.marks import is_mixed, short_name
 from cascli.trace import Handover, Round, Run
 
 REFRESH = 0.1
@@ -24,10 +24,7 @@ class RaceView:
     def __init__(self, screen: Screen, specs: Sequence[str]) -> None:
         self._screen = screen
         fancy = unicode_ok(screen.out)
-        self._cells = [
-            AnswerCell(short_name(spec, fancy=fancy), spec.partition(":")[0] not in ("draft", "target"))
-            for spec in specs
-        ]
+        self._cells = [AnswerCell(short_name(spec, fancy=fancy), is_mixed(spec)) for spec in specs]
         self._seconds, self._ended = [0.0] * len(specs), [False] * len(specs)
         self._drawn = 0.0
         self._live = Live(console=screen.out, auto_refresh=False, transient=True, vertical_overflow="crop")

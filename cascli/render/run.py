@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from cascli.render.console import Screen
-from cascli.render.marks import LOOKS, legend, visible
+from cascli.render.marks import legend, marked, visible
 from cascli.render.stream import describe_handover
 from cascli.render.summary import lines
 from cascli.trace import Round, Run
@@ -39,16 +39,11 @@ def print_rounds(run: Run, screen: Screen) -> None:
 def _round(step: Round, colored: bool, *, by_block: bool) -> Text:
     parts: list[Text] = []
     kept = [token for token in step.emitted if token.event != "residual" and token.event != "bonus"]
-    parts += [_look(token.text, token.event, colored) for token in kept]
+    parts += [marked(visible(token.text), token.event, colored=colored) for token in kept]
     first_bad = next((token for token in step.drafted if not token.accepted), None)
     if first_bad is not None:
-        parts.append(_look(first_bad.text, "rejected", colored))
+        parts.append(marked(visible(first_bad.text), "rejected", colored=colored))
         prefix = f", h {first_bad.accept_prob:.2f}" if by_block else ""
         parts.append(Text(f"(q {first_bad.q:.2f}, p {first_bad.p:.2f}, pi {first_bad.pi:.2f}{prefix})", style="dim"))
-    parts += [_look(token.text, token.event, colored) for token in step.emitted if token not in kept]
+    parts += [marked(visible(token.text), token.event, colored=colored) for token in step.emitted if token not in kept]
     return Text(" ").join(parts)
-
-
-def _look(text: str, event: str, colored: bool) -> Text:
-    look = LOOKS[event]
-    return Text(visible(text), style=look.style) if colored else Text(look.marked(visible(text)))

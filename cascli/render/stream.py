@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from cascli.render.console import Screen
-from cascli.render.marks import LOOKS, is_deferred, legend, token_text
+from cascli.render.marks import LOOKS, is_deferred, legend, marked, replaced, visible
 from cascli.render.numbers import number
 from cascli.trace import Emitted, Handover, Round
 
@@ -51,9 +51,10 @@ class AnswerStream:
 
     def _rejected_before(self, step: Round, place: int) -> Iterator[Text]:
         """With -v, the drafted token that a residual token replaced, struck through."""
-        if self._screen.verbose and step.emitted[place].event == "residual" and place < len(step.drafted):
+        rejected = replaced(step, place)
+        if self._screen.verbose and rejected is not None:
             self.seen.add("rejected")
-            yield token_text(step.drafted[place], "rejected", colored=self._screen.colored)
+            yield marked(visible(rejected.text), "rejected", colored=self._screen.colored)
 
     def _put(self, parts: Sequence[Text | str]) -> None:
         for part in parts:

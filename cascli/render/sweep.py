@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -12,6 +11,7 @@ from rich.text import Text
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.render.answer_costs import cost_tables, cost_verdict, prompts_table, table_notes
 from cascli.render.categories import category_table
+from cascli.render.columns import Column, ever_fewer, table_of
 from cascli.render.console import fits, fitted, plain_table, unicode_ok, wrap_names
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, bounds_text, number, tv
@@ -21,23 +21,13 @@ from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.records import Header
 from cascli.sweeps.table import SweepRow
 
-EXPENDABLE = ("tok/s", "deferral\nrate")
-"""Columns dropped on a narrow terminal, if that saves a third table."""
 NARROWEST_NAME = 23
 """Width left to a strategy's name if a table would otherwise be cut; less on a very narrow terminal."""
 
 
-class Column(NamedTuple):
-    """A heading, how a row fills it, and whether it is shown even if no row has a value."""
-
-    heading: str
-    cell: Callable[[SweepRow], str]
-    always: bool = True
-
-
 AGAINST_RANDOM = "against\nrandom"
 """Heading of the difference to random deferral, a column that is also dropped on a narrow terminal."""
-QUALITY = [
+QUALITY: list[Column[SweepRow]] = [
     Column("{metric}", lambda row: _with_scatter(row)),
     Column("against\ntarget", lambda row: _difference(row)),
     Column(AGAINST_RANDOM, lambda row: _against_random(row), always=False),
@@ -45,16 +35,16 @@ QUALITY = [
     Column("answers", lambda row: f"{row.answers}" + (f"\n+{row.errors} failed" if row.errors else "")),
 ]
 """The last one is shown only if strategies differ in it."""
-COST = [
+COST: list[Column[SweepRow]] = [
     Column("speed", speed_text),
-    Column("tok/s", lambda row: number(row.tokens_per_second, 1)),
+    Column("tok/s", lambda row: number(row.tokens_per_second, 1), expendable=2),
     Column("target\ncalls", lambda row: number(row.target_calls_per_token, 3)),
     Column("drafts\npassed", lambda row: number(passed(row)), always=False),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length), always=False),
-    Column("deferral\nrate", lambda row: number(row.deferral_rate), always=False),
+    Column("deferral\nrate", lambda row: number(row.deferral_rate), expendable=1, always=False),
     Column("mean\nTV", lambda row: tv(row.mean_tv)),
 ]
-"""Named as on `compare`'s page."""
+"""Named as on `compare`'s page; columns are dropped on a narrow terminal if that saves a third table."""
 
 
 def sweep_tables(
@@ -142,7 +132,7 @@ def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[lis
     kept_quality = quality
     if not fits(_narrow(rows, quality, metric, console), console):
         kept_quality = [column for column in quality if column.heading != AGAINST_RANDOM]
-    fewer = list(_less(cost))
+    fewer = list(ever_fewer(cost))
     fitting = [some for draw in (_table, _narrow) for some in fewer if fits(draw(rows, some, metric, console), console)]
     kept = next(iter(fitting), fewer[-1])
     tables = [
@@ -154,32 +144,20 @@ def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[lis
     return parted[1:], len(kept) + len(kept_quality) < len(cost) + len(quality)
 
 
-def _less(columns: Sequence[Column]) -> Iterator[Sequence[Column]]:
-    """All columns, then without the most expendable ones."""
-    for count in range(len(EXPENDABLE) + 1):
-        yield [column for column in columns if column.heading not in EXPENDABLE[:count]]
-
-
-def with_values(columns: Sequence[Column], rows: Sequence[SweepRow]) -> list[Column]:
+def with_values(columns: Sequence[Column[SweepRow]], rows: Sequence[SweepRow]) -> list[Column[SweepRow]]:
     """The columns, without those in which no row has a value."""
     return [column for column in columns if column.always or any(column.cell(row) != DASH for row in rows)]
 
 
-def _narrow(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
+def _narrow(rows: Sequence[SweepRow], columns: Sequence[Column[SweepRow]], metric: str, console: Console) -> Table:
     """A table whose names wrap if that makes it fit."""
     narrowest = min(NARROWEST_NAME, console.width // 3)
     return wrap_names(_table(rows, columns, metric, console), console, narrowest)
 
 
-def _table(rows: Sequence[SweepRow], columns: Sequence[Column], metric: str, console: Console) -> Table:
-    table = plain_table(console)
-    table.add_column("strategy", no_wrap=True, style="bold")
-    for column in columns:
-        table.add_column(column.heading.format(metric=metric), justify="right", no_wrap=True, vertical="top")
-    for row in rows:
-        name = Text(short_name(row.strategy, fancy=unicode_ok(console)))
-        table.add_row(name, *(column.cell(row) for column in columns))
-    return table
+def _table(rows: Sequence[SweepRow], columns: Sequence[Column[SweepRow]], metric: str, console: Console) -> Table:
+    named = [column._replace(heading=column.heading.format(metric=metric)) for column in columns]
+    return table_of([short_name(row.strategy, fancy=unicode_ok(console)) for row in rows], rows, named, console)
 
 
 SHOWN_ALPHAS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)

@@ -74,7 +74,7 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
     return text[:1].upper() + text[1:]
 
 
-def findings(rows: Sequence[SweepRow], header: Header | None = None, *, fancy: bool = True) -> list[str]:
+def findings(rows: Sequence[SweepRow], header: Header | None = None) -> list[str]:
     """For each temperature: the fastest lossless and lossy strategies, and which quality differences are beyond chance.
 
     Empty if there are too few prompts to tell; without the fastest if answers were timed on different machines.
@@ -87,7 +87,7 @@ def findings(rows: Sequence[SweepRow], header: Header | None = None, *, fancy: b
     for temperature in temperatures:
         here = [row for row in rows if row.temperature == temperature]
         at = f"At {temperature_of(temperature)}, " if len(temperatures) > 1 else ""
-        for sentence in (finding(here, fancy) for finding in found):
+        for sentence in (finding(here) for finding in found):
             if sentence is not None:
                 text = at + sentence
                 sentences.append(text[:1].upper() + text[1:])
@@ -105,7 +105,7 @@ def differences(header: Header | None) -> str | None:
     )
 
 
-def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:
+def _fastest_lossless(rows: Sequence[SweepRow]) -> str | None:
     """The fastest of those that follow the target's distribution, whatever the scores of their samples."""
     candidates = [row for row in rows if row.strategy != BASELINE and is_lossless(row) and _has_speed(row)]
     if not candidates:
@@ -113,7 +113,7 @@ def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     best = max(candidates, key=lambda row: row.speed_vs_target or 0.0)
     if (best.speed_vs_target or 0.0) <= 1:
         return "no lossless strategy is faster than target alone."
-    name, alone = short_name(best.strategy, fancy=fancy), len(candidates) == 1
+    name, alone = short_name(best.strategy), len(candidates) == 1
     if _by_chance(best):
         which = f"{name}, which is lossless, is" if alone else f"{name} is the fastest of the lossless strategies,"
         return f"{which} {speed_text(best)} target alone, which is within chance."
@@ -121,7 +121,7 @@ def _fastest_lossless(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     return f"{which} {speed_text(best)} target alone."
 
 
-def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
+def _fastest_lossy(rows: Sequence[SweepRow]) -> str | None:
     """The fastest of the others whose quality is not shown to be lower; that does not show it to be as good."""
     judged = [row for row in rows if not is_lossless(row) and _is_judged(row) and _has_speed(row)]
     target = next((row for row in rows if row.strategy == BASELINE), None)
@@ -135,7 +135,7 @@ def _fastest_lossy(rows: Sequence[SweepRow], fancy: bool) -> str | None:
     if (best.speed_vs_target or 0.0) <= 1:
         return f"no other strategy whose quality is not shown to be lower than {level} is faster than target alone."
     low, high = best.quality_vs_target_interval or (0.0, 0.0)
-    name = short_name(best.strategy, fancy=fancy)
+    name = short_name(best.strategy)
     return (
         f"of the others whose quality is not shown to be lower than {level}, {name} is the fastest:"
         f" {speed_text(best)} target alone{', which is within chance' if _by_chance(best) else ''},"
@@ -154,7 +154,7 @@ def _has_speed(row: SweepRow) -> bool:
     return bool(row.speed_vs_target) and not row.errors
 
 
-def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
+def _beyond_chance(rows: Sequence[SweepRow]) -> str | None:
     """How many differences to the target's quality exceed their interval; lossless ones are chance and not counted."""
     judged = [row for row in rows if row.strategy != BASELINE and not is_lossless(row) and _is_judged(row)]
     if not judged:
@@ -165,7 +165,7 @@ def _beyond_chance(rows: Sequence[SweepRow], fancy: bool) -> str | None:
             "no strategy's quality differs from the target's by more than its 95% interval:"
             " these prompts cannot tell them apart."
         )
-    names = [short_name(row.strategy, fancy=fancy) for row in beyond[:3]]
+    names = [short_name(row.strategy) for row in beyond[:3]]
     more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
     verb = "differs" if len(beyond) == 1 else "differ"
     return (

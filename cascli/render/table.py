@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cascli.analysis.comparison import Percentiles, Row
-from cascli.render.console import WIDEST, fits, fitted, plain_table, unicode_ok
+from cascli.render.columns import Column, on_a_page, table_of
+from cascli.render.console import fits, fitted, unicode_ok
 from cascli.render.marks import heading, short_name
 from cascli.render.numbers import bounds_text, number, seconds, size, tv, yes_no
 
 if TYPE_CHECKING:
     from cascli.render.answer_costs import Priced
-
-
-class Column(NamedTuple):
-    """A column of the table: a heading, and how a row fills it."""
-
-    heading: str
-    cell: Callable[[Row], str]
-
-
-def _name(row: Row) -> str:
-    return heading(row.strategy, row.oracle)
 
 
 def speed_text(row: Priced) -> str:
@@ -44,11 +33,6 @@ def scatter_line(rows: Sequence[Row]) -> str | None:
     kinds = {(row.speed_interval_kind, row.speed_interval_over) for row in rows if row.speed_interval is not None}
     meanings = [f"{KINDS[kind]} {over}" for kind, over in kinds if kind is not None and kind != "no scatter"]
     return f"speeds: {', '.join(sorted(meanings))}" if meanings else None
-
-
-def _passed(row: Row) -> float | None:
-    """Accepted over tested drafts; a dash for older documents, which know only the rate over all drafts."""
-    return row.tested_acceptance_rate
 
 
 def _divergence(row: Row) -> str:
@@ -75,26 +59,26 @@ def _text(row: Row) -> str:
     return "differs" if row.first_divergence is None else f"from #{row.first_divergence + 1}"
 
 
-PAGE = [
+PAGE: list[Column[Row]] = [
     Column("speed", speed_text),
-    Column("tok/s", lambda row: number(row.tokens_per_second, 1)),
-    Column("tokens", _tokens),
-    Column("target\ncalls", lambda row: number(row.target_calls_per_token)),
-    Column("drafts\npassed", lambda row: number(_passed(row))),
-    Column("q(I)", lambda row: number(row.shared_mass)),
-    Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
-    Column("loss-\nless", lambda row: yes_no(row.lossless)),
+    Column("tok/s", lambda row: number(row.tokens_per_second, 1), expendable=1),
+    Column("tokens", _tokens, expendable=7),
+    Column("target\ncalls", lambda row: number(row.target_calls_per_token), expendable=2),
+    Column("drafts\npassed", lambda row: number(row.tested_acceptance_rate), expendable=4),
+    Column("q(I)", lambda row: number(row.shared_mass), expendable=5),
+    Column("mean\nTV", lambda row: tv(row.mean_tv_to_target), expendable=6),
+    Column("loss-\nless", lambda row: yes_no(row.lossless), expendable=3),
     Column("same\ntext", _text),
 ]
 """What fits on a page: speed over the target, tokens written (cut: at the limit), target calls per token, the text."""
-COST = [
+COST: list[Column[Row]] = [
     Column("tokens/s", lambda row: number(row.tokens_per_second)),
     Column("speed vs\ntarget", speed_text),
     Column("target calls\nper token", lambda row: number(row.target_calls_per_token)),
     Column("draft calls\nper token", lambda row: number(row.draft_calls_per_token)),
 ]
-LAW = [
-    Column("drafts\npassed", lambda row: number(_passed(row))),
+LAW: list[Column[Row]] = [
+    Column("drafts\npassed", lambda row: number(row.tested_acceptance_rate)),
     Column("q(I)", lambda row: number(row.shared_mass)),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
     Column("deferral\nrate", lambda row: number(row.deferral_rate)),
@@ -116,7 +100,7 @@ def _times(field: str) -> Callable[[Row], str]:
     return lambda row: _percentiles(getattr(row, field))
 
 
-TIMES = [
+TIMES: list[Column[Row]] = [
     Column("first token\np50 / p90 / p99", _times("ttft")),
     Column("a token after it\np50 / p90 / p99", _times("seconds_per_token")),
     Column("a round\np50 / p90 / p99", _times("round_seconds")),
@@ -129,43 +113,29 @@ TIMES = [
 
 def page_table(rows: Sequence[Row], console: Console) -> Table:
     """One line per strategy, with as many columns as fit a page; the least informative are dropped first."""
-    columns = _known(PAGE, rows)
-    for heading_ in ("tokens", "mean\nTV", "q(I)", "drafts\npassed", "loss-\nless", "target\ncalls", "tok/s", ""):
-        table = _table(rows, columns, console, short=True)
-        if fits(table, console, WIDEST):
-            break
-        columns = [column for column in columns if column.heading != heading_]
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # wrap names rather than cut a number
-    return table
+    names = [short_name(row.strategy, oracle=row.oracle, fancy=unicode_ok(console)) for row in rows]
+    return on_a_page(_known(PAGE, rows), lambda few: table_of(names, rows, few, console), console)
 
 
-def tables(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> list[Table]:
-    """The tables to print, one below the other; `verbose` adds one of times and costs. No number is ever cut."""
+def tables(rows: Sequence[Row], console: Console) -> list[Table]:
+    """The tables of every figure, one below the other. No number is ever cut."""
+    names = [heading(row.strategy, row.oracle) for row in rows]
+
+    def draw(columns: Sequence[Column[Row]]) -> Table:
+        return table_of(names, rows, columns, console)
+
     law = _known(law_columns(rows), rows)
-    parts = [COST + law] if fits(_table(rows, COST + law, console), console) else [COST, law]
-    if verbose:
-        parts.append(TIMES)
-    return [table for columns in parts for table in fitted(columns, lambda some: _table(rows, some, console), console)]
+    parts = [COST + law] if fits(draw(COST + law), console) else [COST, law]
+    return [table for columns in (*parts, TIMES) for table in fitted(columns, draw, console)]
 
 
-def law_columns(rows: Sequence[Row]) -> list[Column]:
+def law_columns(rows: Sequence[Row]) -> list[Column[Row]]:
     """`LAW`; for several answers, how many are the same replaces where the first differs."""
     one = all((row.answers or 0) < 2 for row in rows)
     return LAW if one else [*LAW[:-1], Column("same\ntext", _text)]
 
 
-def _known(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+def _known(columns: Sequence[Column[Row]], rows: Sequence[Row]) -> list[Column[Row]]:
     """The columns, without q(I) if the models share a tokenizer."""
     translated = any(row.shared_mass is not None for row in rows)
     return [column for column in columns if translated or column.heading != "q(I)"]
-
-
-def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console, *, short: bool = False) -> Table:
-    table = plain_table(console)
-    table.add_column("strategy", no_wrap=True, style="bold")
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True, vertical="top")
-    for row in rows:
-        name = short_name(row.strategy, oracle=row.oracle, fancy=unicode_ok(console)) if short else _name(row)
-        table.add_row(Text(name), *(column.cell(row) for column in columns))
-    return table

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cascli.analysis.comparison import first_divergence
 from cascli.render.console import unicode_ok
-from cascli.render.marks import LOOKS, heading, legend, simple, visible
+from cascli.render.marks import LOOKS, heading, legend, marked, replaced, simple, visible
 from cascli.trace import Emitted, Run
 
 MIN_COLUMN = 20
@@ -33,8 +33,8 @@ def cells(run: Run) -> list[Cell]:
     speculates = run.metrics.num_draft_tokens > 0
     for round_ in run.rounds:
         for i, token in enumerate(round_.emitted):
-            replaced = round_.drafted[i].text if token.event == "residual" and i < len(round_.drafted) else None
-            column.append(Cell(token, replaced, starts_round=i == 0 and speculates))
+            draft = replaced(round_, i)
+            column.append(Cell(token, None if draft is None else draft.text, starts_round=i == 0 and speculates))
     return column
 
 
@@ -138,4 +138,4 @@ class _Painter:
         extra = 0 if self._colored else len(look.before) + len(look.after)
         if len(shown) + extra > room:
             shown = shown[: max(room - extra - 1, 1)] + ("…" if self._fancy else ".")
-        return Text(shown, style=look.style) if self._colored else Text(look.marked(shown))
+        return marked(shown, event, colored=self._colored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cascli.analysis.comparison import Row
-from cascli.render.marks import short_name
+from cascli.render.marks import is_mixed, short_name
 
 SAME = 0.05
 """Relative difference up to which two speeds count as the same."""
@@ -13,7 +13,7 @@ SAME = 0.05
 
 def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
     """Which strategies are faster than the target, and at what price; None without the target or another strategy."""
-    others = [row for row in rows if row.strategy.partition(":")[0] not in ("target", "draft") and not row.oracle]
+    others = [row for row in rows if is_mixed(row.strategy) and not row.oracle]
     known = [row for row in others if row.speed_vs_target is not None]
     if not known:
         return None

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 from cascli import plugins
 from cascli.rules.base import Rule
 
-__all__ = ["Rule", "broken", "load", "names", "usable"]
+__all__ = ["Rule", "load", "names"]
 
 
 def names() -> list[str]:
     """The names of all rules."""
     return plugins.names(sys.modules[__name__])
-
-
-def usable(works: Callable[[Rule], object]) -> list[str]:
-    """The names of all rules, without those of other packages that cannot be created or for which `works` raises."""
-    return plugins.usable(sys.modules[__name__], "rule", Rule, works)
-
-
-def broken(works: Callable[[Rule], object]) -> dict[str, str]:
-    """The names that `usable` leaves out, with the reasons."""
-    return plugins.broken(sys.modules[__name__], "rule", Rule, works)
 
 
 def load(name: str) -> type[Rule]:

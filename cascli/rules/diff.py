@@ -20,7 +20,6 @@ class Diff(ThresholdRule):
     lossless_when: ClassVar[str] = "alpha = -1"
     greedy: ClassVar[str] = "judged by q1 and p1"
     relatives: ClassVar[str] = "chow, with the target's confidence in place of 1"
-    reads_target: ClassVar[bool] = True
     reads_confidence: ClassVar[bool] = True
     dial: ClassVar[Dial | None] = Dial("alpha", -1.0, 1.0)
 

@@ -20,7 +20,6 @@ class TokenV1(TokenRule, ThresholdRule):
     lossless_when: ClassVar[str] = "alpha = -1"
     greedy: ClassVar[str] = "keeps the draft's token iff q1 is within alpha of max p1"
     relatives: ClassVar[str] = "diff, token by token"
-    reads_target: ClassVar[bool] = True
     reads_confidence: ClassVar[bool] = True
     dial: ClassVar[Dial | None] = Dial("alpha", -1.0, 1.0)
 

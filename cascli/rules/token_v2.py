@@ -23,7 +23,6 @@ class TokenV2(RelaxedRule):
         "token-v3, with a difference in place of a ratio; with top=N at temperature 0 the relaxed acceptance of"
         " TensorRT-LLM (there with where=thinking) and Modular MAX"
     )
-    reads_target: ClassVar[bool] = True
     dial: ClassVar[Dial | None] = Dial("alpha", -0.001, 1.0)
 
     def threshold(self) -> Threshold:

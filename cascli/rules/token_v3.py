@@ -23,7 +23,6 @@ class TokenV3(RelaxedRule):
         "head at temperature 0, where Leviathan's greedy lenience 1 - alpha is the same too, and with tail=exact at"
         " any; with top=N at temperature 0 relaxed acceptance by a ratio (token-v2: a difference); its control is min-p"
     )
-    reads_target: ClassVar[bool] = True
     dial: ClassVar[Dial | None] = Dial("alpha", -0.001, 1.0)
 
     def threshold(self) -> Threshold:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cascli.analysis.profile import Profile
-from cascli.drafters.early_exit import EarlyExit
 from cascli.strategies import Strategy, parse
 from cascli.strategies.base import Speculating
 from cascli.sweeps.plan import SweepPlan
@@ -48,9 +47,9 @@ def seconds_per_token(strategy: Strategy, profile: Profile) -> Seconds:
     if not isinstance(strategy, Speculating):
         return Seconds(drafted, drafted + step)
     k = strategy.longest
-    if isinstance(strategy.draft, EarlyExit):
-        drafted = profile.exit_seconds(strategy.draft.layers) or step
-    drafts_by_model = isinstance(strategy.draft, EarlyExit) or strategy.needs_draft
-    drafts = k + strategy.verification_rule.reads_draft if drafts_by_model else 0
+    layers = strategy.draft.exit_layers
+    if layers is not None:
+        drafted = profile.exit_seconds(layers) or step
+    drafts = k + strategy.verification_rule.reads_draft if layers is not None or strategy.needs_draft else 0
     round_ = drafted * drafts + step * profile.v(k + 1)
     return Seconds(round_ / (k + 1), round_)

@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     """Number of further texts that are not shown."""
 
 
-def samples(records: Iterable[Record], most: int = MAX_SAMPLES) -> list[Sample]:
+def samples(records: Iterable[Record]) -> list[Sample]:
     """Return a few prompts to which strategies gave different answers, one sample per prompt.
 
     Prompts whose answers' scores differ most come first; then low temperatures, since at high ones even two samples
@@ -56,7 +56,7 @@ def samples(records: Iterable[Record], most: int = MAX_SAMPLES) -> list[Sample]:
         rank = (-spread, temperature, sum(len(each.text) for each in shown))
         if problem not in best or rank < best[problem][0]:
             best[problem] = rank, Sample(problem, temperature, seed, shown, len(answers) - len(shown))
-    return [sample for _, sample in sorted(best.values(), key=lambda each: each[0])[:most]]
+    return [sample for _, sample in sorted(best.values(), key=lambda each: each[0])[:MAX_SAMPLES]]
 
 
 def _answers(group: Sequence[Record]) -> list[Answer]:

@@ -20,8 +20,8 @@ from cascli.analysis.random_deferral import Scored, against_random
 from cascli.analysis.statistics import Interval, IntervalKind, difference_interval, mean_interval, rate_ratio_interval
 from cascli.rules.base import OPTION
 from cascli.strategies import parse
-from cascli.sweeps.plan import BASELINE, DRAFT, LOSSLESS, SweepPlan
-from cascli.sweeps.records import Header, Record
+from cascli.sweeps.plan import BASELINE, DRAFT, LOSSLESS, SweepPlan, with_strategies
+from cascli.sweeps.records import Header, Record, Records
 from cascli.trace import Data, Distances, Document
 
 if TYPE_CHECKING:
@@ -196,6 +196,13 @@ class SweepTable(Document):
     """Rows of each category of prompts, in the order in which categories appear; empty if there are fewer than two."""
     made_from: Header | None = None
     """The folder's sweep.json; None in older documents."""
+
+    @classmethod
+    def of(cls, header: Header, records: Records) -> SweepTable:
+        """Make the table of a folder's answers, in the order of its plan."""
+        plan = with_strategies(header.plan, header.added())
+        groups = by_category(records.read(), plan)
+        return cls(metric=header.metric, rows=rows(records.read(), plan), categories=groups, made_from=header)
 
 
 def tidy_rows(rows: Iterable[SweepRow], header: Header | None) -> tidy.Table:

