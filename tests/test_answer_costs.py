@@ -638,6 +638,42 @@ def test_a_speed_lies_within_its_own_interval() -> None:
     assert found.speed_interval[0] < found.speed_vs_target < found.speed_interval[1] and found.speed_vs_target < 1
 
 
+@pytest.mark.parametrize("prompts", [3, 12])
+def test_a_speed_lies_within_its_interval_for_any_scatter_of_repeats(prompts: int) -> None:
+    """The middle repeat is 20% slower, but on another prompt each time: a prompt's own median shows nothing of it."""
+    loaded = load_pair(pair(20))
+    plain = [
+        [generate(loaded, prompt_ids=[1 + place], strategy=strategy, max_new_tokens=4) for place in range(prompts)]
+        for strategy in ("target", "draft")
+    ]
+
+    def lasting(run: Run, seconds: float) -> Run:
+        took = run.metrics.seconds.model_copy(update={"total": seconds})
+        return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": took})})
+
+    repeats = [
+        [
+            [lasting(run, 1.0) for run in plain[0]],
+            [
+                lasting(run, 0.5 + 0.5 * prompts * (place == repeat) + 1e-6 * place)
+                for place, run in enumerate(plain[1])
+            ],
+        ]
+        for repeat in range(3)
+    ]
+    found = summarise(repeats)[1]
+    assert found.speed_vs_target == pytest.approx(1.0, abs=1e-3)
+    assert found.speed_interval is not None and found.speed_interval_kind == ("range" if prompts < 6 else "95%")
+    assert found.speed_interval[0] <= found.speed_vs_target <= found.speed_interval[1]  # type: ignore[operator]
+
+
+def test_a_range_includes_a_ratio_outside_of_all_prompts_own() -> None:
+    """Each side has its long answer to another prompt, so the ratio of the totals is far below both prompts' own."""
+    found = rate_ratio_interval([(100.0, 100.0, 1.0, 0.8), (1.0, 0.1, 100.0, 9.0)])
+    assert found is not None and found.kind == "range" and found.high == pytest.approx(0.9)
+    assert found.low == pytest.approx((101 / 100.1) / (101 / 9.8))
+
+
 def test_turns_count_as_one_conversation() -> None:
     cut = Record(cell=Cell(strategy="target", temperature=0.0, seed=0), problem="1", turns=3, cut=2, rounds=0, looped=0)
     assert _answered([cut])[0].turns == 3
