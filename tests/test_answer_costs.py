@@ -355,6 +355,37 @@ def test_the_verdict_separates_real_savings_from_apparent_ones() -> None:
     assert said is not None and f"3 of 10 answers of {RULE} were cut off" in said and "--max-new-tokens" in said
 
 
+def test_the_verdict_agrees_with_its_column_and_with_the_other_rows() -> None:
+    target, plain = ten([100] * 10, [100] * 10), ten([100] * 10, [50] * 10, accepted=50)
+    loose, longer = "speculative-cascade:rule=opt,alpha=0.9,k=4", "speculative:k=16"
+    rng = random.Random(1)
+    scattered = ten([100] * 10, [rng.choice((20, 90)) for _ in range(10)], accepted=100)
+
+    def said(**rules: list[Answered]) -> tuple[str, list[str]]:
+        names = {"rule": RULE, "loose": loose, "longer": longer}
+        answers = {"target": target, PLAIN: plain, **{names[name]: each for name, each in rules.items()}}
+        found = [row(spec, answer_costs(spec, answers)) for spec in answers]
+        words = [outcome(each.costs) for each in found if each.strategy in (RULE, loose)]
+        return cost_verdict(found, fancy=False) or "", words
+
+    # The same ratio on every prompt is as clear as an interval.
+    fewer = ten([100] * 10, [40] * 10, accepted=100)
+    text, words = said(rule=fewer)
+    assert words == ["fewer calls"] and text.startswith("spec-cascade opt a=.3 k=4 calls the target least: 0.80x the")
+    text, words = said(rule=scattered, loose=fewer)
+    assert words == ["not clear", "fewer calls"] and "0.80x" in text and "(1 of 2 rules differ" in text
+    # A longer block of plain speculation, or a rule whose saving is not clear, may call the target less.
+    text, _ = said(rule=fewer, longer=ten([100] * 10, [30] * 10, accepted=70))
+    assert "least" not in text and "k=4 needs only 0.80x the target calls per answer of plain speculation" in text
+    # Of a rule whose answers were cut off nothing is said.
+    text, words = said(rule=scattered, loose=ten([100] * 10, [20] * 10, accepted=100, cut=3))
+    assert words == ["not clear", "lengths cut"] and text.startswith("No rule that can be judged needs clearly fewer")
+    # "but" announces longer answers.
+    short = ten([90] * 10, [70] * 10, accepted=100)
+    text, _ = said(rule=short)
+    assert "but its answers" not in text and text.startswith("spec-cascade opt a=.3 k=4 needs 1.40x the target calls")
+
+
 @pytest.mark.parametrize(("prompts", "flags", "told"), [(1, [], False), (1, ["-v"], True), (2, [], True)])
 def test_the_note_on_cost_per_answer_is_printed_only_with_its_table(
     prompts: int, flags: list[str], told: bool, tmp_path: Path
