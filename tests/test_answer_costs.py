@@ -724,6 +724,26 @@ def test_length_requirements_use_the_ratio_of_means_and_no_loops_needs_no_target
     assert "20.0%" in (first_violation([Requirement.of("no-loops", scored=False)], [row]) or "")
 
 
+@pytest.mark.parametrize(
+    ("text", "values", "said"),
+    [
+        ("speedup>=1.2", {"speed_vs_target": 1.1996}, "is 1.1996x as fast"),
+        ("speedup>=1.2", {"speed_vs_target": 1.19}, "is 1.19x as fast"),
+        ("quality>=0.8", {"quality": 0.79996}, "has 0.79996"),
+        ("length<=1.05", {"length": 1.0502}, "1.0502x as long"),
+        ("no-loops", {"looped": 0.0504}, "has 5.04% of its tokens in loops (target 5.0%)"),
+    ],
+)
+def test_a_violation_shows_on_which_side_of_its_bound_a_value_is(
+    text: str, values: dict[str, float], said: str
+) -> None:
+    length = Ratio(of_means=values.get("length", 1.0), mean=1.0, interval=None, interval_kind=None, prompts=2)
+    costs = SimpleNamespace(length=length, looped_share=values.get("looped", 0.05), withheld=None)
+    target: Any = SimpleNamespace(strategy="target", costs=SimpleNamespace(length=length, looped_share=0.05))
+    row: Any = SimpleNamespace(strategy="draft", costs=costs, **values)
+    assert said in (first_violation([Requirement.of(text, scored=True)], [target, row]) or "")
+
+
 @pytest.mark.parametrize(("text", "name"), [("speedup>=1.2", "speed_vs_target"), ("quality>=1.2", "quality")])
 def test_a_value_equal_to_the_requirement_is_enough(text: str, name: str) -> None:
     wanted = [Requirement.of(text, scored=True)]

@@ -34,7 +34,9 @@ def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
         name = short_name(loosest.strategy, fancy=fancy)
         target = " as target" if best is None else ""
         but = "but" if _speed(loosest) >= 1 - SAME else "and"
-        clauses.append(f"{name} is {_as_fast(loosest)}{target}{_by_chance(loosest)}, {but} its text {_differs(loosest)}")
+        clauses.append(
+            f"{name} is {_as_fast(loosest)}{target}{_by_chance(loosest)}, {but} its text {_differs(loosest)}"
+        )
     return "; ".join(clauses) + "."
 
 
