@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cascli.analysis.statistics import FEWEST
 from cascli.render.marks import short_name
-from cascli.render.numbers import number
+from cascli.render.numbers import counted, number
 from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE, TaskConfig
 from cascli.sweeps.records import Header
@@ -67,8 +67,8 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
     where = f" on {device}" if device else ""
     when = f"On {day_of(header)}, " if header.date else ""
     text = (
-        f"{when}{_count(strategies, 'strategy', 'strategies')} with the pair {pair_of(header)}{where} answered"
-        f" {_count(prompts, 'prompt', 'prompts')} of {task_of(plan.task)} {at}{often}, with at most"
+        f"{when}{counted(strategies, 'strategy', 'strategies')} with the pair {pair_of(header)}{where} answered"
+        f" {counted(prompts, 'prompt')} of {task_of(plan.task)} {at}{often}, with at most"
         f" {plan.max_new_tokens} tokens each, scored by {header.metric}."
     )
     return text[:1].upper() + text[1:]
@@ -207,7 +207,7 @@ def caution(rows: Sequence[SweepRow]) -> str | None:
         names = ", ".join(dict.fromkeys(short_name(row.strategy, fancy=False) for row in few))
         return f"Too few answers for an interval: {names}."
     known = [row.num_prompts for row in few if row.num_prompts is not None]
-    count = "Fewer than 6 prompts" if not known else f"Only {_count(max(known), 'prompt', 'prompts')}"
+    count = "Fewer than 6 prompts" if not known else f"Only {counted(max(known), 'prompt')}"
     return f"{count}: no interval can be given, and no difference between strategies can be told from chance."
 
 
@@ -241,10 +241,6 @@ def bars_of(rows: Sequence[SweepRow]) -> str:
     if "range" in kinds and "95%" in kinds:
         return "95% interval, or the range over few prompts"
     return "range" if kinds and kinds <= {"range", "no scatter"} else "95% interval"
-
-
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
 
 
 def _listed(words: Sequence[str]) -> str:
