@@ -218,6 +218,10 @@ def test_nothing_is_measured_if_nothing_is_explained(text_pair: Pair) -> None:
 
 def test_noise_is_reported_only_if_present() -> None:
     assert noise_line(None) is None and noise_line(0.1) is None
+    assert "--runs 5" in (noise_line(0.45) or "")
+    assert (noise_line(0.45, repeats=False) or "").endswith(
+        "; repeat with nothing else running"
+    )  # advise has no --runs
     assert "45%" in (noise_line(0.45) or "") and "--threads" not in (noise_line(0.45) or "")
     assert "--threads 1" in (noise_line(0.45, 2) or "") and "--threads" not in (noise_line(0.45, 1) or "")
 

@@ -47,7 +47,7 @@ def print_advice(advice: Advice, screen: Screen) -> None:
     out.print(Text("\nHow to use it", style="bold"))
     for line in use_lines(advice.use):
         out.print(Text(line), soft_wrap=True)
-    for note in filter(None, (*advice.notes, noise_line(advice.spread))):
+    for note in filter(None, (*advice.notes, noise_line(advice.spread, repeats=False))):
         screen.note(note)
 
 

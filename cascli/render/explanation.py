@@ -130,12 +130,18 @@ def steps_line(profile: Profile) -> str:
     )
 
 
-def noise_line(spread: float | None, threads: int | None = None) -> str | None:
-    """A warning if the machine was too noisy to trust the figures; `threads` is the number of CPU threads, if any."""
+def noise_line(spread: float | None, threads: int | None = None, *, repeats: bool = True) -> str | None:
+    """A warning if the machine was too noisy to trust the figures.
+
+    Args:
+        spread: interquartile range over median of the target's steps.
+        threads: number of CPU threads, if any.
+        repeats: whether the command has `--runs`.
+    """
     if spread is None or spread < NOISY:
         return None
     alone = ", or with --threads 1 alongside other work" if (threads or 1) > 1 else ""
     return (
         f"noisy machine: the middle half of the target's steps differ by {spread:.0%} of their median;"
-        f" repeat with --runs 5 and nothing else running{alone}"
+        f" repeat with {'--runs 5 and ' if repeats else ''}nothing else running{alone}"
     )
