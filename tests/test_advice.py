@@ -514,6 +514,7 @@ def test_the_tolerance_is_applied_to_the_measured_distance() -> None:
     tolerance = Tolerance.of(max_tv=0.02)
     assert choosing.refusal(tolerance, 0.02, None) is None
     assert "0.021" in (choosing.refusal(tolerance, 0.021, None) or "")
+    assert "0.0204" in (choosing.refusal(tolerance, 0.0204, None) or "")
     assert choosing.refusal(tolerance, None, None) is not None and choosing.refusal(Tolerance(), 0.0, None) is not None
 
 

@@ -355,6 +355,37 @@ def test_the_verdict_separates_real_savings_from_apparent_ones() -> None:
     assert said is not None and f"3 of 10 answers of {RULE} were cut off" in said and "--max-new-tokens" in said
 
 
+def test_the_verdict_agrees_with_its_column_and_with_the_other_rows() -> None:
+    target, plain = ten([100] * 10, [100] * 10), ten([100] * 10, [50] * 10, accepted=50)
+    loose, longer = "speculative-cascade:rule=opt,alpha=0.9,k=4", "speculative:k=16"
+    rng = random.Random(1)
+    scattered = ten([100] * 10, [rng.choice((20, 90)) for _ in range(10)], accepted=100)
+
+    def said(**rules: list[Answered]) -> tuple[str, list[str]]:
+        names = {"rule": RULE, "loose": loose, "longer": longer}
+        answers = {"target": target, PLAIN: plain, **{names[name]: each for name, each in rules.items()}}
+        found = [row(spec, answer_costs(spec, answers)) for spec in answers]
+        words = [outcome(each.costs) for each in found if each.strategy in (RULE, loose)]
+        return cost_verdict(found, fancy=False) or "", words
+
+    # The same ratio on every prompt is as clear as an interval.
+    fewer = ten([100] * 10, [40] * 10, accepted=100)
+    text, words = said(rule=fewer)
+    assert words == ["fewer calls"] and text.startswith("spec-cascade opt a=.3 k=4 calls the target least: 0.80x the")
+    text, words = said(rule=scattered, loose=fewer)
+    assert words == ["not clear", "fewer calls"] and "0.80x" in text and "(1 of 2 rules differ" in text
+    # A longer block of plain speculation, or a rule whose saving is not clear, may call the target less.
+    text, _ = said(rule=fewer, longer=ten([100] * 10, [30] * 10, accepted=70))
+    assert "least" not in text and "k=4 needs only 0.80x the target calls per answer of plain speculation" in text
+    # Of a rule whose answers were cut off nothing is said.
+    text, words = said(rule=scattered, loose=ten([100] * 10, [20] * 10, accepted=100, cut=3))
+    assert words == ["not clear", "lengths cut"] and text.startswith("No rule that can be judged needs clearly fewer")
+    # "but" announces longer answers.
+    short = ten([90] * 10, [70] * 10, accepted=100)
+    text, _ = said(rule=short)
+    assert "but its answers" not in text and text.startswith("spec-cascade opt a=.3 k=4 needs 1.40x the target calls")
+
+
 @pytest.mark.parametrize(("prompts", "flags", "told"), [(1, [], False), (1, ["-v"], True), (2, [], True)])
 def test_the_note_on_cost_per_answer_is_printed_only_with_its_table(
     prompts: int, flags: list[str], told: bool, tmp_path: Path
@@ -638,6 +669,42 @@ def test_a_speed_lies_within_its_own_interval() -> None:
     assert found.speed_interval[0] < found.speed_vs_target < found.speed_interval[1] and found.speed_vs_target < 1
 
 
+@pytest.mark.parametrize("prompts", [3, 12])
+def test_a_speed_lies_within_its_interval_for_any_scatter_of_repeats(prompts: int) -> None:
+    """The middle repeat is 20% slower, but on another prompt each time: a prompt's own median shows nothing of it."""
+    loaded = load_pair(pair(20))
+    plain = [
+        [generate(loaded, prompt_ids=[1 + place], strategy=strategy, max_new_tokens=4) for place in range(prompts)]
+        for strategy in ("target", "draft")
+    ]
+
+    def lasting(run: Run, seconds: float) -> Run:
+        took = run.metrics.seconds.model_copy(update={"total": seconds})
+        return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": took})})
+
+    repeats = [
+        [
+            [lasting(run, 1.0) for run in plain[0]],
+            [
+                lasting(run, 0.5 + 0.5 * prompts * (place == repeat) + 1e-6 * place)
+                for place, run in enumerate(plain[1])
+            ],
+        ]
+        for repeat in range(3)
+    ]
+    found = summarise(repeats)[1]
+    assert found.speed_vs_target == pytest.approx(1.0, abs=1e-3)
+    assert found.speed_interval is not None and found.speed_interval_kind == ("range" if prompts < 6 else "95%")
+    assert found.speed_interval[0] <= found.speed_vs_target <= found.speed_interval[1]  # type: ignore[operator]
+
+
+def test_a_range_includes_a_ratio_outside_of_all_prompts_own() -> None:
+    """Each side has its long answer to another prompt, so the ratio of the totals is far below both prompts' own."""
+    found = rate_ratio_interval([(100.0, 100.0, 1.0, 0.8), (1.0, 0.1, 100.0, 9.0)])
+    assert found is not None and found.kind == "range" and found.high == pytest.approx(0.9)
+    assert found.low == pytest.approx((101 / 100.1) / (101 / 9.8))
+
+
 def test_turns_count_as_one_conversation() -> None:
     cut = Record(cell=Cell(strategy="target", temperature=0.0, seed=0), problem="1", turns=3, cut=2, rounds=0, looped=0)
     assert _answered([cut])[0].turns == 3
@@ -655,6 +722,26 @@ def test_length_requirements_use_the_ratio_of_means_and_no_loops_needs_no_target
     row: Any = SimpleNamespace(strategy="draft", costs=SimpleNamespace(length=length, looped_share=0.2, withheld=None))
     assert first_violation([Requirement.of("length<=1.05", scored=False)], [row]) is None
     assert "20.0%" in (first_violation([Requirement.of("no-loops", scored=False)], [row]) or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "said"),
+    [
+        ("speedup>=1.2", {"speed_vs_target": 1.1996}, "is 1.1996x as fast"),
+        ("speedup>=1.2", {"speed_vs_target": 1.19}, "is 1.19x as fast"),
+        ("quality>=0.8", {"quality": 0.79996}, "has 0.79996"),
+        ("length<=1.05", {"length": 1.0502}, "1.0502x as long"),
+        ("no-loops", {"looped": 0.0504}, "has 5.04% of its tokens in loops (target 5.0%)"),
+    ],
+)
+def test_a_violation_shows_on_which_side_of_its_bound_a_value_is(
+    text: str, values: dict[str, float], said: str
+) -> None:
+    length = Ratio(of_means=values.get("length", 1.0), mean=1.0, interval=None, interval_kind=None, prompts=2)
+    costs = SimpleNamespace(length=length, looped_share=values.get("looped", 0.05), withheld=None)
+    target: Any = SimpleNamespace(strategy="target", costs=SimpleNamespace(length=length, looped_share=0.05))
+    row: Any = SimpleNamespace(strategy="draft", costs=costs, **values)
+    assert said in (first_violation([Requirement.of(text, scored=True)], [target, row]) or "")
 
 
 @pytest.mark.parametrize(("text", "name"), [("speedup>=1.2", "speed_vs_target"), ("quality>=1.2", "quality")])

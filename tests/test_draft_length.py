@@ -126,6 +126,21 @@ def test_no_length_is_called_the_best_if_none_gains(text_pair: Pair, verify: str
     assert "best fixed k = 4 1.20x" in length_line(lucky)
 
 
+def test_no_length_is_called_the_best_if_none_is_expected_to_gain(text_pair: Pair) -> None:
+    """Some length gains in theory, but the one that ran was so far below its prediction that none is expected to."""
+    runs = [
+        timed(generate(text_pair, "hi", strategy=each, max_new_tokens=60), seconds)
+        for each, seconds in (("target", 60.0), (Synthetic(acceptance=0.9, k=2), 120.0))
+    ]
+    speeds = {runs[0].spec: 1.0, runs[1].spec: 0.3}
+    for longest in (3, 9):  # the best is the one that ran, or a longer one
+        costs = steps(0.05, [1.0] * longest)
+        [found] = draft_lengths(runs, costs, speeds)
+        why = account(runs[1:], runs, costs, whole=0.3)
+        assert why.best_k == longest - 1 and "no k is expected to gain" in sentence(why)
+        assert "no fixed k gains (k = 2 0.30x)" in length_line(found)
+
+
 def test_a_comparison_has_draft_lengths_and_its_rows_have_the_bound(text_pair: Pair) -> None:
     asked = ["target", "speculative:k=2", "speculative:stop=rate,k=auto", "speculative:k=2,verify=block"]
     found = compare(text_pair, "hello", asked, max_new_tokens=16)

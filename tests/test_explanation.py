@@ -218,6 +218,10 @@ def test_nothing_is_measured_if_nothing_is_explained(text_pair: Pair) -> None:
 
 def test_noise_is_reported_only_if_present() -> None:
     assert noise_line(None) is None and noise_line(0.1) is None
+    assert "--runs 5" in (noise_line(0.45) or "")
+    assert (noise_line(0.45, repeats=False) or "").endswith(
+        "; repeat with nothing else running"
+    )  # advise has no --runs
     assert "45%" in (noise_line(0.45) or "") and "--threads" not in (noise_line(0.45) or "")
     assert "--threads 1" in (noise_line(0.45, 2) or "") and "--threads" not in (noise_line(0.45, 1) or "")
 
@@ -312,3 +316,38 @@ def test_step_times_for_a_stop_are_measured_halfway_through_answers(
     settings = resolve(Settings(max_new_tokens=40))
     Repeats(text_pair, prompts("hello"), asked, settings).time_steps()
     assert contexts == [5 + 20]  # a byte is a token here
+
+
+def test_the_k_that_ran_counts_among_the_best_even_if_its_block_was_not_timed(text_pair: Pair) -> None:
+    """With no room in the context to time it, shorter blocks were called the best although they are slower."""
+    target, run = synthetic(text_pair, 1.0, 8, 60, other=0.0, speed=6.0)
+    why = account([run], [target, run], flat(0.01, {2: 1.0, 3: 1.0}))
+    assert (why.v_extrapolated, why.best_k, why.best_k_or_more) == (True, 8, True)
+    assert "best k 8 or more (6.00x)" in sentence(why)
+    worse = account([run], [target, run], flat(2.0, {2: 1.0, 3: 1.0}))
+    assert worse.best_k is None and not worse.best_k_or_more
+
+
+def test_a_gain_that_was_measured_is_not_denied_by_the_prediction(text_pair: Pair) -> None:
+    """The target's own time outside the models makes it slow; without that no block length would gain."""
+    target, run = synthetic(text_pair, 0.5, 4, 40, other=0.0, speed=1.1)
+    why = account([run], [target, run], flat(0.4, {5: 1.2}))
+    assert why.predicted_speed_up < 1 < why.measured_speed_up and why.best_k is None
+    text = sentence(why)
+    assert "k = 4 is predicted" in text and "no k is predicted to gain" in text and "no k gains" not in text
+    slow = sentence(why.model_copy(update={"measured_speed_up": 0.9}))
+    assert "no k gains" in slow and "is predicted to" not in slow
+    never = sentence(why.model_copy(update={"break_even_acceptance": None}))
+    assert "k = 4 is predicted never to break even, no k is predicted to gain." in never
+
+
+def test_removing_the_bottleneck_never_makes_the_measured_speed_worse(text_pair: Pair) -> None:
+    """The prediction may be below the measurement by the noise; the speed without the bottleneck is corrected by it."""
+    costs, factor = flat(0.1, {5: 1.0}), 1.25
+    target, run = synthetic(text_pair, 0.9, 4, 40, other=0.0, speed=1.0)
+    predicted = account([run], [target, run], costs).predicted_with_overhead
+    target, run = synthetic(text_pair, 0.9, 4, 40, other=0.0, speed=(predicted or 0.0) * factor)
+    why = account([run], [target, run], costs, noise=0.3)
+    assert why.bottleneck is not None and why.without_it is not None
+    assert f"(without that {why.without_it * factor:.2f}x)" in sentence(why)
+    assert why.without_it * factor > why.measured_speed_up

@@ -202,7 +202,7 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
         (
             {"speculative_cascade": LOOSE | {"speed_interval": (0.9, 4.0), "speed_interval_kind": "range"}},
-            "spec-cascade is 2.6x as fast, within chance (range 0.90-4.00),"
+            "spec-cascade is 2.6x as fast as target, within chance (range 0.90-4.00),"
             " but its text differs from token 10 onwards.",
         ),
         (
@@ -215,7 +215,12 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
         (
             {"speculative_cascade": LOOSE | {"first_divergence": None}},
-            "spec-cascade is 2.6x as fast, but its text is not the target's.",
+            "spec-cascade is 2.6x as fast as target, but its text is not the target's.",
+        ),
+        (
+            {"speculative": FAST | {"speed_vs_target": 0.4}, "speculative_cascade": LOOSE | {"speed_vs_target": 0.8}},
+            "None that calls the target is as fast with the same text (best: speculative, 0.40x);"
+            " spec-cascade is only 0.80x as fast, and its text differs from token 10 onwards.",
         ),
         (
             {"speculative_cascade": LOOSE | {"speed_vs_target": 0.8}},
@@ -266,7 +271,7 @@ def test_the_verdict_counts_how_many_answers_differ() -> None:
     many = {"answers": 6, "answers_same": 4, "first_divergence": 2}
     target = {"target": {"speed_vs_target": 1.0, "lossless": True, "same_as_target": True}}
     said = verdict(rows(**target, speculative_cascade=LOOSE | many))
-    assert said == "spec-cascade is 2.6x as fast, but its text differs in 2 of 6 answers."
+    assert said == "spec-cascade is 2.6x as fast as target, but its text differs in 2 of 6 answers."
 
 
 @pytest.mark.parametrize("width", [30, 40])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cascli import Pair, compare, load_pair
+from cascli import Pair, compare, generate, load_pair
 from cascli.analysis import tidy
 from cascli.analysis.answer_costs import AnswerCosts, Ratio
 from cascli.analysis.comparison import Row, summarise
@@ -20,7 +20,8 @@ from cascli.prompts import Prompt
 from cascli.render.answer_costs import _distances, cost_verdict, outcome, table_notes
 from cascli.render.explanation import sentence
 from cascli.render.export import markdown
-from cascli.render.numbers import count, nats, percent
+from cascli.render.numbers import count, counted, nats, percent
+from cascli.render.summary import lines, one_line, totals
 from cascli.render.sweep import sweep_tables
 from cascli.render.sweep_words import scatter_kinds
 from cascli.render.table import scatter_line, speed_text
@@ -363,3 +364,15 @@ def test_brackets_of_a_sweeps_speeds_are_explained() -> None:
     assert not scatter_kinds(table)
     table[1] = table[1].model_copy(update={"speed_interval": (0.5, 0.7), "speed_interval_kind": "range"})
     assert "[ ]: lowest to highest prompt" in scatter_kinds(table)
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "1 prompt was"), (0, "0 prompts were"), (20, "20 prompts were")])
+def test_a_count_of_one_is_singular(number: int, said: str) -> None:
+    assert counted(number, "prompt was", "prompts were") == said
+    assert counted(number, "prompt") == said.rpartition(" ")[0]
+
+
+def test_a_short_answer_is_described_in_the_singular(pair: Pair) -> None:
+    run = generate(pair, prompt_ids=[1, 2], strategy="speculative:k=1", max_new_tokens=1)
+    assert ": 1 token in " in next(lines(run)) and one_line(run).startswith("1 token (limit)")
+    assert totals([run]).startswith("1 answer: 1 token in ")

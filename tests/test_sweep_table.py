@@ -166,6 +166,48 @@ def test_findings_state_whether_the_fastest_is_within_chance() -> None:
     )
 
 
+def test_findings_deny_no_speed_up_that_an_interval_allows() -> None:
+    def scattered(spec: str, speed: float, low: float, high: float) -> SweepRow:
+        kinds = {"speed_interval": (low, high), "speed_interval_kind": "95%"}
+        return row(spec, 0.0, -0.1, 0.1, speed).model_copy(update=kinds)
+
+    target = row("target", 0.0, 0.0, 0.0, 1.0)
+    perhaps = [scattered("speculative:k=4", 0.98, 0.85, 1.15), scattered("draft", 0.97, 0.9, 1.05)]
+    lossless, lossy, _ = findings([target, *perhaps])
+    assert lossless.endswith("is lossless, is 0.98x (0.85-1.15) target alone, which is within chance.")
+    assert "draft is the fastest: 0.97x (0.90-1.05) target alone, which is within chance, quality" in lossy
+    slower = [scattered("speculative:k=2", 0.99, 0.985, 0.995), scattered("token-cascade", 0.99, 0.985, 0.995)]
+    lossless, lossy, _ = findings([target, *slower, *perhaps])
+    assert lossless == "No lossless strategy is shown to be faster than target alone."
+    assert lossy.startswith("No other strategy whose") and lossy.endswith("is shown to be faster than target alone.")
+
+
+def test_findings_do_not_speak_of_strategies_that_were_left_out() -> None:
+    """Speeds of strategies that failed on some prompts do not count, and lossless ones differ by chance only."""
+    target = row("target", 0.0, 0.0, 0.0, 1.0)
+    failed = [row(spec, 0.0, -0.1, 0.1, 3.0).model_copy(update={"errors": 1}) for spec in ("speculative:k=4", "draft")]
+    slow = [row(spec, 0.0, -0.1, 0.1, 0.9) for spec in ("speculative:k=2", "token-cascade")]
+    lossless, lossy, _ = findings([target, *failed, *slow])
+    assert lossless == "No lossless strategy that answered every prompt is faster than target alone."
+    assert lossy.startswith("No other strategy that answered every prompt and whose quality is not shown to be lower")
+    fast = [row(spec, 0.0, -0.1, 0.1, 1.5) for spec in ("speculative:k=2", "token-cascade")]
+    lossless, lossy, _ = findings([target, *failed, *fast])
+    assert lossless.startswith("Of the lossless strategies that answered every prompt speculative k=2 is the fastest")
+    assert lossy.startswith("Of the others that answered every prompt and whose quality")
+    few = row("token-cascade", 0.0, -1.0, 1.0, 2.0).model_copy(update={"quality_vs_target_interval_kind": "range"})
+    worse = row("draft", -0.3, -0.5, -0.1, 3.0)
+    assert findings([target, worse, few])[0].startswith("The quality of every other strategy with an interval is lower")
+    unlucky = row("speculative:k=2", -0.2, -0.3, -0.1, 0.9)
+    said = findings([target, unlucky, row("draft", 0.0, -0.1, 0.1, 3.0)])[-1]
+    assert said.startswith("The quality of no strategy with loss differs from the target's")
+
+
+def test_a_difference_that_is_the_same_on_every_prompt_has_no_interval_in_words() -> None:
+    target = row("target", 0.0, 0.0, 0.0, 1.0)
+    equal = row("draft", 0.0, 0.0, 0.0, 2.0).model_copy(update={"quality_vs_target_interval_kind": "no scatter"})
+    assert findings([target, equal])[0].endswith("quality +0.000 relative to the target's (on every prompt).")
+
+
 def test_lossless_strategies_are_not_ranked_by_sampled_quality() -> None:
     """At temperature 1 its mean is below the target's half of the time, and sometimes outside its interval."""
     target = row("target", 0.0, 0.0, 0.0, 1.0)

@@ -18,6 +18,7 @@ from cascli.analysis.equivalents import Use
 from cascli.analysis.explanation import NOISE, Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.replay import Machine
+from cascli.analysis.requirements import apart
 from cascli.analysis.statistics import FEWEST, LEVEL, IntervalKind, difference_interval
 from cascli.errors import UsageError
 from cascli.trace import Data, Document, PairInfo, SamplingInfo
@@ -366,7 +367,7 @@ def refusal(tolerance: Tolerance, mean_tv: float | None, scored: Quality | None)
     if tolerance.lossless:
         return "it is not lossless"
     if tolerance.max_tv < 1 and (mean_tv is None or mean_tv > tolerance.max_tv):
-        measured = "not known" if mean_tv is None else f"{mean_tv:.3f}"
+        measured = "not known" if mean_tv is None else apart(mean_tv, tolerance.max_tv, 3)
         return f"its mean TV to the target is {measured}; at most {tolerance.max_tv:g} is allowed"
     if tolerance.max_quality_loss is None:
         return None
@@ -376,7 +377,7 @@ def refusal(tolerance: Tolerance, mean_tv: float | None, scored: Quality | None)
         )
     if scored.most <= tolerance.max_quality_loss:
         return None
-    lost = f"measured loss {scored.loss:.3f}, at most {scored.most:.3f}"
+    lost = f"measured loss {scored.loss:.3f}, at most {apart(scored.most, tolerance.max_quality_loss, 3)}"
     return f"it is not shown to lose at most {tolerance.max_quality_loss:g} ({lost}){_needed(scored)}"
 
 

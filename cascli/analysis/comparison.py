@@ -367,6 +367,8 @@ def _scatter(
         interval = rate_ratio_interval(
             [(*_totals(repeats, column, turns), *_totals(repeats, base, turns)) for turns in prompts]
         )
+        # A median over repeats is not the ratio of the prompts' own medians, which the interval is computed from.
+        interval = interval and interval.around(median(ratios))
     else:
         interval = median_interval(ratios)
     if interval is None:

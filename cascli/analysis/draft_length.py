@@ -22,7 +22,7 @@ class FixedLength(Data):
     ran_speed: float
     """Measured speed of `ran` over the target's."""
     none_gains: bool = False
-    """Whether only `k` ran, was slower than the target, and no other length is predicted to beat the target."""
+    """Whether only `k` ran, was slower than the target, and no other length is expected to beat the target."""
 
 
 class DraftLength(Data):
@@ -183,4 +183,6 @@ def _best_fixed(
     if oracle is not None and why.best_k < k and not _whole_blocks(fixed[fastest]):
         # It assumes the same acceptance in every round and that there is a draft; the trace may allow less.
         speed = min(speed, oracle)
+    if max(speed, ran) < 1:
+        return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran, none_gains=True)
     return FixedLength(k=why.best_k, speed=speed, ran=k, ran_speed=ran)

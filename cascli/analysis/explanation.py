@@ -2,7 +2,7 @@
 
 Acceptance and overhead come from the runs. c and v(k) come from a separate measurement of the pair's steps
 (`cascli.jobs.profile`), so the prediction is not fitted to what it predicts; without one, the runs' own times are used.
-Block lengths that were not timed are never recommended.
+Block lengths that neither ran nor were timed are never recommended.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Explanation(Data):
     """Acceptance above which blocks of k pay off for answers of this length; None if they never do, and with
     `verify=block` or a stop."""
     best_k: int | None
-    """Best of the timed block lengths, at this acceptance and these costs; None if none gains, and with `verify=block`
-    or a stop."""
+    """Best of the timed block lengths and the one that ran, at this acceptance and these costs; None if none gains, and
+    with `verify=block` or a stop."""
     best_k_or_more: bool = False
-    """Whether `best_k` is the longest that was timed, so a longer one may be better still."""
+    """Whether no longer one than `best_k` was timed, so a longer one may be better still."""
     best_speed_up: float | None = None
     """Predicted speed-up at `best_k`; reports multiply it by `measured_over_predicted` to show what to expect."""
     overhead: float | None = None
@@ -84,7 +84,8 @@ class Explanation(Data):
     """What limits the speed most; None if unknown: measured and predicted differ by more than `noise`, or `noise` is
     above 0.3."""
     without_it: float | None
-    """Predicted speed-up without the bottleneck."""
+    """Predicted speed-up without the bottleneck; reports multiply it by `measured_speed_up` over
+    `predicted_with_overhead`, to show what to expect."""
 
 
 class Costs(NamedTuple):
@@ -152,7 +153,8 @@ def account(
     measured = _speed(drafting) / _speed(target) if whole is None else whole
     gains = _Gains(drafting, target, costs, k, with_prompt=whole is not None)
     known = gains.depends
-    best = max(range(1, gains.longest + 1) if known else [k], key=lambda n: (gains.predicted(n), -n))
+    lengths = {*range(1, gains.longest + 1), k} if known else {k}
+    best = max(lengths, key=lambda n: (gains.predicted(n), -n))
     pays = known and gains.predicted(best) > 1
     noise = max(NOISE, noise or 0.0, 0.0 if profile is None else profile.spread)
     expected = gains.with_overhead(k)
@@ -174,7 +176,7 @@ def account(
         measured_over_predicted=measured / gains.predicted(k),
         break_even_acceptance=theory.acceptance_for(1.0, lambda a: gains.predicted(k, a)) if known else None,
         best_k=best if pays else None,
-        best_k_or_more=pays and best == gains.longest,
+        best_k_or_more=pays and best >= gains.longest,
         best_speed_up=gains.predicted(best) if pays else None,
         overhead=gains.overhead,
         measured_alone=profile is not None,

@@ -10,6 +10,7 @@ from cascli.analysis.answer_costs import AnswerCosts
 from cascli.errors import UsageError, unknown
 
 BASELINE = "target"
+MOST_DIGITS = 12
 
 
 class Judged(Protocol):
@@ -69,6 +70,19 @@ class Requirement(NamedTuple):
         return cls(f"{name}{expected_sign}{bound}", name, value)
 
 
+def apart(value: float, bound: float, digits: int) -> str:
+    """Return a number with these digits, or as many more as show on which side of a bound it is.
+
+    >>> apart(1.199, 1.2, 2)
+    '1.199'
+    """
+    for more in range(digits, MOST_DIGITS):
+        text = f"{value:.{more}f}"
+        if (float(text) < bound, float(text) > bound) == (value < bound, value > bound):
+            return text
+    return repr(value)
+
+
 def _parts(text: str) -> tuple[str, str, str]:
     """Split into name, sign and bound; sign and bound are empty if there is none."""
     name, sign, bound = re.split(r"([<>=]+)", text, maxsplit=1) if re.search("[<>=]", text) else (text, "", "")
@@ -116,7 +130,8 @@ def _loops(row: Judged, target: Judged | None, _: float) -> str | None:
     if row.costs.looped_share <= theirs:
         return None
     reference = f"target {theirs:.1%}" if target is not None else "none is allowed"
-    return f"has {row.costs.looped_share:.1%} of its tokens in loops ({reference})"
+    share = apart(100 * row.costs.looped_share, round(100 * theirs, 1), 1)
+    return f"has {share}% of its tokens in loops ({reference})"
 
 
 def _length(row: Judged, _: Judged | None, bound: float) -> str | None:
@@ -124,20 +139,22 @@ def _length(row: Judged, _: Judged | None, bound: float) -> str | None:
     if length is None:
         why = row.costs.withheld if row.costs is not None else None
         return f"cannot be judged: {why or 'there is no target to compare with'}"
-    return None if length.of_means <= bound else f"writes answers {length.of_means:.3f}x as long as target's"
+    if length.of_means <= bound:
+        return None
+    return f"writes answers {apart(length.of_means, bound, 3)}x as long as target's"
 
 
 def _speed(row: Judged, _: Judged | None, bound: float) -> str | None:
     if row.speed_vs_target is None:
         return "has no target to compare with"
-    return None if row.speed_vs_target >= bound else f"is {row.speed_vs_target:.2f}x as fast as target"
+    return None if row.speed_vs_target >= bound else f"is {apart(row.speed_vs_target, bound, 2)}x as fast as target"
 
 
 def _quality(row: Judged, _: Judged | None, bound: float) -> str | None:
     quality: float | None = getattr(row, "quality", None)  # only a sweep's rows have one
     if quality is None:
         return "has no quality"
-    return None if quality >= bound else f"has {quality:.3f}"
+    return None if quality >= bound else f"has {apart(quality, bound, 3)}"
 
 
 _JUDGES: dict[str, Callable[[Judged, Judged | None, float], str | None]] = {

@@ -24,6 +24,15 @@ class Interval(NamedTuple):
     high: float
     kind: IntervalKind
 
+    def around(self, ratio: float) -> Interval:
+        """Return the interval of a ratio for another estimate of it: moved there, or a range extended to include it."""
+        if self.kind == "95%":
+            factor = ratio / math.sqrt(self.low * self.high)
+            return Interval(self.low * factor, self.high * factor, self.kind)
+        if self.kind == "range":
+            return Interval(min(self.low, ratio), max(self.high, ratio), self.kind)
+        return self
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the value below which `share` of the values are, interpolated linearly between neighbours."""
@@ -98,10 +107,15 @@ def ratio_interval(groups: Sequence[Sequence[tuple[float, float]]], unseen: floa
 def rate_ratio_interval(prompts: Sequence[tuple[float, float, float, float]]) -> Interval | None:
     """Return the interval of (a / b) / (c / d) of totals, such as two strategies' tokens over seconds.
 
-    See `ratio_interval`.
+    See `ratio_interval`. A range includes the ratio of the totals, which can be outside of all prompts' own ratios if
+    the two sides have their longest answers to different prompts.
     """
-    # Sorted: independent of the order in which they ended.
-    return _of_totals(sorted(prompts), (1, -1, -1, 1), UNSEEN_RATE)
+    ordered = sorted(prompts)  # independent of the order in which they ended
+    interval = _of_totals(ordered, (1, -1, -1, 1), UNSEEN_RATE)
+    if interval is None or interval.kind != "range":
+        return interval
+    a, b, c, d = (math.fsum(column) for column in zip(*ordered, strict=True))
+    return interval.around(a * d / (b * c))
 
 
 def _of_totals(prompts: Sequence[Sequence[float]], powers: Sequence[int], unseen: float) -> Interval | None:

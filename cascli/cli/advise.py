@@ -184,7 +184,11 @@ def _model_flags(flags: Flags, plan: Plan, task: Models | None) -> str:
 
 def _check(advice: Advice, min_speedup: float | None) -> None:
     """Raise if the advised strategy is not fast enough."""
+    from cascli.analysis.requirements import apart
+
     speed = advice.finding.speed
     if min_speedup is not None and (1.0 if speed is None else speed.of_means) < min_speedup:
-        reached = "is target itself" if speed is None else f"is {speed.of_means:.2f}x as fast as target"
+        reached = (
+            "is target itself" if speed is None else f"is {apart(speed.of_means, min_speedup, 2)}x as fast as target"
+        )
         raise CheckFailed(f"{advice.finding.strategy} {reached}, less than {min_speedup:g}x (--min-speedup).")

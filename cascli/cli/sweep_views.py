@@ -136,6 +136,7 @@ def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> 
 
     from cascli.files import write
     from cascli.render.matching import budget_lines
+    from cascli.render.numbers import counted
     from cascli.render.sweep import category_tables, sweep_tables
     from cascli.render.sweep_report import report
     from cascli.render.tabular import csv_of
@@ -156,7 +157,8 @@ def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> 
     failed = sum(row.errors for row in rows)
     if failed:
         first = next(record for record in records.read() if record.error is not None)
-        screen.note(f"{failed} answers failed and are excluded from all numbers: {first.problem}: {first.error}")
+        what = counted(failed, "answer failed and is", "answers failed and are")
+        screen.note(f"{what} excluded from all numbers: {first.problem}: {first.error}")
     for line in budget_lines(
         header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in rows}
     ):

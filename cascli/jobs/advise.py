@@ -348,9 +348,9 @@ class Advising:
         if self._recorded_prompts == self._measured_prompts:
             notes.append("predictions and measurements share their prompts; 4 or more prompts would be split")
         if len(self._measured_prompts) < choosing.FEWEST:
-            notes.append(
-                f"{len(self._measured_prompts)} measured prompts give a range, not a 95% interval: 12 or more would"
-            )
+            n = len(self._measured_prompts)
+            few = f"{n} measured prompts give a range, not" if n > 1 else "one measured prompt does not give"
+            notes.append(f"{few} a 95% interval: 12 or more would")
         if self._pair.draft is None:
             notes.append("the pair has no draft model: rules and stops were not considered")
         if self._pair.by_head:

@@ -16,7 +16,7 @@ from cascli.render.columns import Column, ever_fewer
 from cascli.render.console import Screen, fits, plain_table, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, number, tv
+from cascli.render.numbers import DASH, counted, number, tv
 
 NEAR = 0.9
 """Share of the best prediction from which other block lengths are listed without `-v`."""
@@ -32,7 +32,11 @@ def print_advice(advice: Advice, screen: Screen) -> None:
         return
     for line in advice.finding.sentences:
         out.print(Text(line))
-    _part(out, f"Measured: whole answers to {len(advice.confirmed_on)} prompts, interleaved", _measured(advice, out))
+    _part(
+        out,
+        f"Measured: whole answers to {counted(len(advice.confirmed_on), 'prompt')}, interleaved",
+        _measured(advice, out),
+    )
     if advice.explanation is not None:
         # The table's speeds are over prompts, each with its own ratio, or over answers.
         out.print(Text(f"\n{sentence(advice.explanation, by_token=True, fancy=unicode_ok(out))}"))
@@ -43,7 +47,7 @@ def print_advice(advice: Advice, screen: Screen) -> None:
     out.print(Text("\nHow to use it", style="bold"))
     for line in use_lines(advice.use):
         out.print(Text(line), soft_wrap=True)
-    for note in filter(None, (*advice.notes, noise_line(advice.spread))):
+    for note in filter(None, (*advice.notes, noise_line(advice.spread, repeats=False))):
         screen.note(note)
 
 
@@ -176,7 +180,7 @@ def _basis(advice: Advice) -> Iterator[str]:
     looked, machine = advice.looked, advice.machine
     others = "not the measured ones" if advice.apart else "the same as measured"
     cut = f"{looked.share_cut:.0%} of answers cut"
-    yield f"Recorded: {len(looked.prompts)} prompts, {others}; {looked.tokens} tokens, {cut}."
+    yield f"Recorded: {counted(len(looked.prompts), 'prompt')}, {others}; {counted(looked.tokens, 'token')}, {cut}."
     if looked.acceptance is not None:
         thirds = ", ".join(number(each) for each in looked.acceptance_by_third)
         rows = (

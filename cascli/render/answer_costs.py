@@ -36,6 +36,11 @@ def _ratio(ratio: Ratio | None, *, bounds: bool = True) -> str:
     return f"{text} {bounds_text(ratio.interval, ratio.interval_kind)}".rstrip() if bounds else text
 
 
+CLEAR = ("fewer calls", "more calls")
+JUDGED = (*CLEAR, "not clear", "the same")
+"""Outcomes of strategies with enough prompts and whole answers."""
+
+
 def outcome(costs: AnswerCosts | None) -> str:
     """Whether answers take fewer calls than those of lossless speculation, as far as that is known."""
     if costs is None or costs.lossless is None:
@@ -159,24 +164,31 @@ def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
     if any(costs.calls_to_lossless is not None for _, costs in lossy):
         withheld = None  # it is known for some, even if from too few prompts to be judged
     known = [(row, costs, costs.calls_to_lossless) for row, costs in lossy]
-    judged = [(row, costs, ratio) for row, costs, ratio in known if ratio is not None and ratio.interval_kind == "95%"]
+    judged = [(row, costs, ratio) for row, costs, ratio in known if ratio is not None and outcome(costs) in JUDGED]
     if not judged:
         if withheld is not None:
             hint = "; raise --max-new-tokens" if withheld.endswith(BY_THE_LIMIT) else ""
             return f"The cost per answer is not shown because {withheld}{hint}."
         return None
-    clear = [(row, costs, ratio) for row, costs, ratio in judged if ratio.differs]
+    clear = [(row, costs, ratio) for row, costs, ratio in judged if outcome(costs) in CLEAR]
     if not clear:
-        return "No rule needs clearly fewer or more target calls per answer than plain speculation."
+        which = "No rule" if len(judged) == len(lossy) else "No rule that can be judged"
+        return f"{which} needs clearly fewer or more target calls per answer than plain speculation."
     clauses = []
     row, costs, ratio = min(clear, key=lambda each: each[2].of_means)
     if ratio.of_means < 1:
         with_length = "" if costs.length is None else f", with answers {_as_long(costs.length)}"
-        clauses.append(f"{_name(row, fancy)} calls the target least: {_calls(ratio)}{with_length}")
+        least = all(
+            costs.target_calls_per_answer <= each.costs.target_calls_per_answer
+            for each in rows
+            if each.costs is not None and each.strategy != "draft"
+        )
+        how = "calls the target least:" if least else "needs only"
+        clauses.append(f"{_name(row, fancy)} {how} {_calls(ratio)}{with_length}")
     row, costs, ratio = max(clear, key=lambda each: each[2].of_means)
     if ratio.of_means > 1:
         accepted, length = costs.accepted_to_lossless or 0.0, costs.length
-        if accepted > 1 and length is not None:
+        if accepted > 1 and length is not None and length.of_means > 1:
             why = f"writes {accepted:.1f}x as many tokens per round, but its answers are {_as_long(length)}"
             why += f": {_calls(ratio)}"
         else:

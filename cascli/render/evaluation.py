@@ -11,7 +11,7 @@ from rich.text import Text
 from cascli.evaluation.table import EvaluatedTask, Evaluation, Score
 from cascli.render.console import Screen, plain_table, unicode_ok
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, number
+from cascli.render.numbers import DASH, counted, number
 from cascli.render.sweep import sweep_tables
 
 ROOMY = 60
@@ -32,7 +32,7 @@ def _parts(evaluation: Evaluation, console: Console) -> Iterator[RenderableType]
     for task in evaluation.tasks:
         if task.rows:
             yield ""
-            yield Text(f"{task.name}, {task.samples} documents", style="bold")
+            yield Text(f"{task.name}, {counted(task.samples or 0, 'document')}", style="bold")
             yield from sweep_tables(task.rows, task.metric or NO_SCORE, console, whole="eval.json")
 
 
@@ -75,4 +75,5 @@ def notes(evaluation: Evaluation) -> Iterator[str]:
     if evaluation.not_honoured:
         yield f"not honoured, since no strategy supports it: {'; '.join(evaluation.not_honoured)}"
     if evaluation.shortened:
-        yield f"{evaluation.shortened} prompts were cut at their beginning to fit the pair's context"
+        cut = counted(evaluation.shortened, "prompt was", "prompts were")
+        yield f"{cut} cut at the beginning to fit the pair's context"

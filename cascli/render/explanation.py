@@ -54,13 +54,17 @@ def _costs(why: Explanation) -> str:
 
 
 def _need(why: Explanation) -> str:
+    """Where this k breaks even; called a prediction where the measurement is on the other side of 1."""
     need = why.break_even_acceptance
+    if (why.measured_speed_up > 1) != (why.predicted_speed_up > 1):
+        where = "never to break even" if need is None else f"to break even at an acceptance of {need:.2f}"
+        return f"is predicted {where}"
     return "never breaks even" if need is None else f"breaks even at an acceptance of {need:.2f}"
 
 
 def _best(why: Explanation) -> str:
     if why.best_k is None:
-        return "no k gains"
+        return "no k is predicted to gain" if why.measured_speed_up > 1 else "no k gains"
     more = " or more" if why.best_k_or_more else ""
     # The error of the prediction at the length that ran is assumed at other lengths too, as in `how long to draft`.
     correction = 1.0 if why.measured_over_predicted is None else why.measured_over_predicted
@@ -84,7 +88,9 @@ def _cause(why: Explanation) -> str:
             f"Including the time outside the models, the prediction is {why.predicted_with_overhead:.2f}x, which"
             f" differs from the measurement by more than the observed noise{noise}, so no cause is named."
         )
-    gain = "" if why.without_it is None else f" (without that {why.without_it:.2f}x)"
+    # As for the best k: what was measured may differ a little from what was predicted for it.
+    scale = why.measured_speed_up / (why.predicted_with_overhead or why.measured_speed_up)
+    gain = "" if why.without_it is None else f" (without that {why.without_it * scale:.2f}x)"
     return f"What holds it back most: {why.bottleneck}{gain}."
 
 
@@ -124,12 +130,18 @@ def steps_line(profile: Profile) -> str:
     )
 
 
-def noise_line(spread: float | None, threads: int | None = None) -> str | None:
-    """A warning if the machine was too noisy to trust the figures; `threads` is the number of CPU threads, if any."""
+def noise_line(spread: float | None, threads: int | None = None, *, repeats: bool = True) -> str | None:
+    """A warning if the machine was too noisy to trust the figures.
+
+    Args:
+        spread: interquartile range over median of the target's steps.
+        threads: number of CPU threads, if any.
+        repeats: whether the command has `--runs`.
+    """
     if spread is None or spread < NOISY:
         return None
     alone = ", or with --threads 1 alongside other work" if (threads or 1) > 1 else ""
     return (
         f"noisy machine: the middle half of the target's steps differ by {spread:.0%} of their median;"
-        f" repeat with --runs 5 and nothing else running{alone}"
+        f" repeat with {'--runs 5 and ' if repeats else ''}nothing else running{alone}"
     )

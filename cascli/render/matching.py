@@ -8,6 +8,7 @@ from rich.table import Table
 
 from cascli.analysis.comparison import Comparison
 from cascli.analysis.matching import MISS, Matched, Matching, met
+from cascli.render.numbers import counted
 
 Calls = Mapping[tuple[str, float], float | None]
 """Measured target calls per token, by strategy and temperature."""
@@ -20,7 +21,7 @@ def matching_line(comparison: Comparison) -> str | None:
     matching = comparison.matching
     if matching is None:
         return None
-    basis = f"settings found on {len(matching.prompts)} other prompts ({matching.tokens} tokens"
+    basis = f"settings found on {counted(len(matching.prompts), 'other prompt')} ({matching.tokens} tokens"
     basis += f", {matching.mean_tail:.1%} of the mass lumped)" if matching.mean_tail >= LUMPED else ")"
     lines = budget_lines(matching.matched, calls_of(comparison))
     already = any(met(matching.lossless, each.budget) for each in matching.matched)

@@ -76,6 +76,11 @@ def count(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """A number of things, such as `1 prompt` or `20 prompts`."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def size(count: float | None) -> str:
     """Bytes."""
     if count is None:

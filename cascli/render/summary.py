@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cascli.analysis.comparison import summarise
 from cascli.errors import plain
-from cascli.render.numbers import DASH, number, seconds, size, tv, yes_no
+from cascli.render.numbers import DASH, counted, number, seconds, size, tv, yes_no
 from cascli.trace import ExitInfo, Run
 
 
@@ -16,12 +16,13 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
     oracle = " (oracle)" if run.oracle else ""
     share = f", its share of a batch of {run.batch_size}" if run.batch_size > 1 else ""
     yield (
-        f"{run.spec}{oracle}: {len(run.token_ids)} tokens in {seconds(m.seconds.total)}"
+        f"{run.spec}{oracle}: {counted(len(run.token_ids), 'token')} in {seconds(m.seconds.total)}"
         f" ({number(m.tokens_per_second, 1)} tokens/s{share}), ended by {run.finish_reason}"
     )
     if m.num_draft_tokens:
+        drafted, rounds = counted(m.num_draft_tokens, "drafted token"), counted(m.num_rounds, "round")
         yield (
-            f"{m.num_accepted_draft_tokens} of {m.num_draft_tokens} drafted tokens accepted in {m.num_rounds} rounds"
+            f"{m.num_accepted_draft_tokens} of {drafted} accepted in {rounds}"
             f" ({number(m.draft_acceptance_rate)}), mean acceptance length {number(m.mean_acceptance_length)}"
         )
     if m.shared_mass is not None:
@@ -59,7 +60,7 @@ def exit_line(exit: ExitInfo, batch_size: int) -> str:
 def one_line(run: Run) -> str:
     """What matters most, in one line of 80 columns; calls are per token."""
     m = run.metrics
-    length = f"{len(run.token_ids)} tokens" + (" (limit)" if run.finish_reason == "length" else "")
+    length = counted(len(run.token_ids), "token") + (" (limit)" if run.finish_reason == "length" else "")
     parts = [length, f"{number(m.tokens_per_second, 1)}/s"]
     if m.num_draft_tokens:
         parts.append(f"accepted {m.num_accepted_draft_tokens}/{m.num_draft_tokens}")
@@ -95,15 +96,15 @@ def cut_by_context(run: Run) -> str | None:
 def totals(runs: Sequence[Run]) -> str:
     """What all answers of one strategy add up to, in two lines."""
     row = summarise([[runs]])[0]
-    prompts = f"{row.num_prompts} prompt{'s' if row.num_prompts != 1 else ''}"
-    answers = f"{len(runs)} answers" + (f" to {prompts}" if row.num_prompts != len(runs) else "")
+    prompts = counted(row.num_prompts or 0, "prompt")
+    answers = counted(len(runs), "answer") + (f" to {prompts}" if row.num_prompts != len(runs) else "")
     cut = f", {row.answers_cut} at the limit" if row.answers_cut else ""
     together = f", {runs[0].batch_size} at once" if runs[0].batch_size > 1 else ""
     parts = [f"target calls per token {number(row.target_calls_per_token)}", f"mean TV {tv(row.mean_tv_to_target)}"]
     if row.tested_acceptance_rate is not None:
         parts.insert(0, f"{number(row.tested_acceptance_rate)} of the tested drafts accepted")
     return (
-        f"{answers}: {row.tokens:,} tokens in {seconds(row.seconds)}"
+        f"{answers}: {row.tokens:,} {'token' if row.tokens == 1 else 'tokens'} in {seconds(row.seconds)}"
         f" ({number(row.tokens_per_second, 1)}/s{together}), {number(row.mean_answer_tokens, 1)} each{cut}\n"
         f"{', '.join(parts)}"
     )

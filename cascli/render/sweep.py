@@ -14,7 +14,7 @@ from cascli.render.categories import category_table
 from cascli.render.columns import Column, ever_fewer, table_of
 from cascli.render.console import fits, fitted, plain_table, unicode_ok, wrap_names
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, bounds_text, number, tv
+from cascli.render.numbers import DASH, bounds_text, counted, number, tv
 from cascli.render.sweep_words import caution, differences, passed, scatter_kinds, temperature_of
 from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE
@@ -108,7 +108,7 @@ def category_tables(groups: Mapping[str, Sequence[SweepRow]], metric: str, conso
 
 def _counts(rows: Sequence[SweepRow]) -> list[str]:
     """The number of answers behind the numbers, if it is the same for all."""
-    return [] if _uneven(rows) else [f"{rows[0].answers} answers per strategy"]
+    return [] if _uneven(rows) else [f"{counted(rows[0].answers, 'answer')} per strategy"]
 
 
 def _batches(rows: Sequence[SweepRow]) -> list[str]:

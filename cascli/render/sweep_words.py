@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cascli.analysis.statistics import FEWEST
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, number
+from cascli.render.numbers import DASH, counted, number
 from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE, TaskConfig
 from cascli.sweeps.records import Header
@@ -67,8 +67,8 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
     where = f" on {device}" if device else ""
     when = f"On {day_of(header)}, " if header.date else ""
     text = (
-        f"{when}{_count(strategies, 'strategy', 'strategies')} with the pair {pair_of(header)}{where} answered"
-        f" {_count(prompts, 'prompt', 'prompts')} of {task_of(plan.task)} {at}{often}, with at most"
+        f"{when}{counted(strategies, 'strategy', 'strategies')} with the pair {pair_of(header)}{where} answered"
+        f" {counted(prompts, 'prompt')} of {task_of(plan.task)} {at}{often}, with at most"
         f" {plan.max_new_tokens} tokens each, scored by {header.metric}."
     )
     return text[:1].upper() + text[1:]
@@ -107,40 +107,64 @@ def differences(header: Header | None) -> str | None:
 
 def _fastest_lossless(rows: Sequence[SweepRow]) -> str | None:
     """The fastest of those that follow the target's distribution, whatever the scores of their samples."""
-    candidates = [row for row in rows if row.strategy != BASELINE and is_lossless(row) and _has_speed(row)]
+    every = [row for row in rows if row.strategy != BASELINE and is_lossless(row)]
+    candidates, complete = [row for row in every if _has_speed(row)], _complete(every)
     if not candidates:
         return None
     best = max(candidates, key=lambda row: row.speed_vs_target or 0.0)
-    if (best.speed_vs_target or 0.0) <= 1:
-        return "no lossless strategy is faster than target alone."
-    name, alone = short_name(best.strategy), len(candidates) == 1
+    name, alone = short_name(best.strategy), len(candidates) == 1 and not complete
     if _by_chance(best):
-        which = f"{name}, which is lossless, is" if alone else f"{name} is the fastest of the lossless strategies,"
+        several = f"{name} is the fastest of the lossless strategies{complete},"
+        which = f"{name}, which is lossless, is" if alone else several
         return f"{which} {speed_text(best)} target alone, which is within chance."
-    which = f"{name}, which is lossless, is" if alone else f"of the lossless strategies {name} is the fastest:"
+    if (best.speed_vs_target or 0.0) <= 1:
+        if any(map(_by_chance, candidates)):
+            return f"no lossless strategy{complete} is shown to be faster than target alone."
+        return f"no lossless strategy{complete} is faster than target alone."
+    which = (
+        f"{name}, which is lossless, is" if alone else f"of the lossless strategies{complete} {name} is the fastest:"
+    )
     return f"{which} {speed_text(best)} target alone."
 
 
 def _fastest_lossy(rows: Sequence[SweepRow]) -> str | None:
     """The fastest of the others whose quality is not shown to be lower; that does not show it to be as good."""
-    judged = [row for row in rows if not is_lossless(row) and _is_judged(row) and _has_speed(row)]
+    others = [row for row in rows if not is_lossless(row)]
+    judged = [row for row in others if _is_judged(row)]
     target = next((row for row in rows if row.strategy == BASELINE), None)
     if target is None or target.quality is None or not judged:
         return None
     level = f"the target's ({number(target.quality, 3)})"
-    candidates = [row for row in judged if row.quality_vs_target_interval and row.quality_vs_target_interval[1] >= 0]
+    as_good = [row for row in judged if row.quality_vs_target_interval and row.quality_vs_target_interval[1] >= 0]
+    if not as_good:
+        every = "every other strategy" if len(judged) == len(others) else "every other strategy with an interval"
+        return f"the quality of {every} is lower than {level}, beyond chance."
+    candidates, complete = [row for row in as_good if _has_speed(row)], _complete(as_good)
     if not candidates:
-        return f"the quality of every other strategy is lower than {level}, beyond chance."
+        return None
     best = max(candidates, key=lambda row: row.speed_vs_target or 0.0)
-    if (best.speed_vs_target or 0.0) <= 1:
-        return f"no other strategy whose quality is not shown to be lower than {level} is faster than target alone."
-    low, high = best.quality_vs_target_interval or (0.0, 0.0)
+    others_as_good = f"{complete}{' and' if complete else ''} whose quality is not shown to be lower than {level}"
+    if (best.speed_vs_target or 0.0) <= 1 and not _by_chance(best):
+        shown = "shown to be " if any(map(_by_chance, candidates)) else ""
+        return f"no other strategy{others_as_good} is {shown}faster than target alone."
     name = short_name(best.strategy)
     return (
-        f"of the others whose quality is not shown to be lower than {level}, {name} is the fastest:"
+        f"of the others{others_as_good}, {name} is the fastest:"
         f" {speed_text(best)} target alone{', which is within chance' if _by_chance(best) else ''},"
-        f" quality {best.quality_vs_target or 0.0:+.3f} relative to the target's ({low:+.3f} to {high:+.3f})."
+        f" quality {best.quality_vs_target or 0.0:+.3f} relative to the target's ({_difference(best)})."
     )
+
+
+def _complete(rows: Sequence[SweepRow]) -> str:
+    """What is said of strategies where others failed on some prompts, so that their speeds do not count."""
+    return " that answered every prompt" if any(row.errors for row in rows) else ""
+
+
+def _difference(row: SweepRow) -> str:
+    """The interval of a quality's difference from the target's."""
+    low, high = row.quality_vs_target_interval or (0.0, 0.0)
+    alike = row.quality_vs_target_interval_kind == "no scatter"
+    return "on every prompt" if alike else f"{low:+.3f} to {high:+.3f}"
 
 
 def _by_chance(row: SweepRow) -> bool:
@@ -162,7 +186,7 @@ def _beyond_chance(rows: Sequence[SweepRow]) -> str | None:
     beyond = [row for row in judged if is_beyond_chance(row)]
     if not beyond:
         return (
-            "no strategy's quality differs from the target's by more than its 95% interval:"
+            "the quality of no strategy with loss differs from the target's by more than its 95% interval:"
             " these prompts cannot tell them apart."
         )
     names = [short_name(row.strategy) for row in beyond[:3]]
@@ -195,7 +219,7 @@ def caution(rows: Sequence[SweepRow]) -> str | None:
         names = ", ".join(dict.fromkeys(short_name(row.strategy, fancy=False) for row in few))
         return f"Too few answers for an interval: {names}."
     known = [row.num_prompts for row in few if row.num_prompts is not None]
-    count = "Fewer than 6 prompts" if not known else f"Only {_count(max(known), 'prompt', 'prompts')}"
+    count = "Fewer than 6 prompts" if not known else f"Only {counted(max(known), 'prompt')}"
     return f"{count}: no interval can be given, and no difference between strategies can be told from chance."
 
 
@@ -229,10 +253,6 @@ def bars_of(rows: Sequence[SweepRow]) -> str:
     if "range" in kinds and "95%" in kinds:
         return "95% interval, or the range over few prompts"
     return "range" if kinds and kinds <= {"range", "no scatter"} else "95% interval"
-
-
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -32,8 +32,11 @@ def verdict(rows: Sequence[Row], *, fancy: bool = True) -> str | None:
         )
     if loosest is not None and (best is None or _speed(loosest) > _speed(best)):
         name = short_name(loosest.strategy, fancy=fancy)
-        joint = "but" if _speed(loosest) >= 1 - SAME else "and"
-        clauses.append(f"{name} is {_as_fast(loosest)}{_by_chance(loosest)}, {joint} its text {_differs(loosest)}")
+        target = " as target" if best is None else ""
+        but = "but" if _speed(loosest) >= 1 - SAME else "and"
+        clauses.append(
+            f"{name} is {_as_fast(loosest)}{target}{_by_chance(loosest)}, {but} its text {_differs(loosest)}"
+        )
     return "; ".join(clauses) + "."
 
 
