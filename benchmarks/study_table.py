@@ -23,8 +23,8 @@ from cascli.sweeps.table import SweepRow, calls_per_answer, is_lossless, rows
 from cascli.trace import block_length
 
 HEADINGS = (
-    "strategy", "solved", "against target", "against random deferral", "target calls an answer",
-    "draft steps an answer", "cost at c = .1", "c = .2", "here", "tokens", "cut", "loops", "drafts passed", "mean TV",
+    "strategy", "solved", "against target", "against random deferral", "target calls per answer",
+    "draft steps per answer", "cost at c = .1", "c = .2", "here", "tokens", "cut", "loops", "drafts passed", "mean TV",
 )  # fmt: skip
 PRICES = (0.1, 0.2)
 """Costs of a draft step, in target steps; with them an answer's cost follows from counts, a check costing one step."""

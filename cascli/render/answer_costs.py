@@ -70,16 +70,16 @@ def _over_prompts(name: str, show: Callable[[float], str]) -> Callable[[Priced],
 
 
 PROMPTS: list[Column[Priced]] = [
-    Column("calls a prompt\np50 / p90 / p99", _over_prompts("target_calls", count)),
-    Column("tokens a prompt\np50 / p90 / p99", _over_prompts("tokens", count), expendable=2),
-    Column("tokens a round\np50 / p90 / p99", _over_prompts("tokens_per_round", "{:.2f}".format), expendable=1),
-    Column("seconds a prompt\np50 / p90 / p99", _over_prompts("seconds", seconds), expendable=3),
+    Column("calls per prompt\np50 / p90 / p99", _over_prompts("target_calls", count)),
+    Column("tokens per prompt\np50 / p90 / p99", _over_prompts("tokens", count), expendable=2),
+    Column("tokens per round\np50 / p90 / p99", _over_prompts("tokens_per_round", "{:.2f}".format), expendable=1),
+    Column("seconds per prompt\np50 / p90 / p99", _over_prompts("seconds", seconds), expendable=3),
 ]
 """How prompts vary, each with all its turns."""
 ANSWERS: list[Column[Priced]] = [
-    Column("tokens a\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
+    Column("tokens per\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
     Column("length", _of_costs(lambda costs: _ratio(costs.length))),
-    Column("calls an\nanswer", _of_costs(lambda costs: number(costs.target_calls_per_answer, 1)), expendable=1),
+    Column("calls per\nanswer", _of_costs(lambda costs: number(costs.target_calls_per_answer, 1)), expendable=1),
     Column("calls against\nspeculative", _of_costs(lambda costs: _ratio(costs.calls_to_lossless))),
     Column("cut", _of_costs(lambda costs: percent(costs.share_cut)), expendable=2),
     Column("verdict", lambda row: DASH if row.strategy in ("target", "draft") else outcome(row.costs)),
@@ -99,7 +99,7 @@ def _distances(*, greedy: bool) -> list[Column[Priced]]:
 
     return [
         Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
-        Column("nats an\nanswer", of(lambda d, answers: nats(nats_per_answer(d, answers, greedy=greedy)))),
+        Column("nats per\nanswer", of(lambda d, answers: nats(nats_per_answer(d, answers, greedy=greedy)))),
         Column("largest\npi/p", of(lambda d, _: f"{d.overshoot:.3g}"), expendable=2),
         Column("waste", of(lambda d, _: _waste(d))),
         Column("effi-\nciency", of(lambda d, _: number(efficiency(d)))),
@@ -139,7 +139,7 @@ def table_notes(rows: Sequence[Priced], *, greedy: bool | None) -> str:
     baselines = list(dict.fromkeys(row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless))
     first = next((row.strategy for row in rows if row.strategy.partition(":")[0] == "speculative"), "the first of them")
     which = f", whichever has the strategy's own parameters, else {first}" if len(baselines) > 1 else ""
-    against = f"tokens a round and calls against {' or '.join(baselines)}{which}; " if baselines else ""
+    against = f"tokens per round and calls against {' or '.join(baselines)}{which}; " if baselines else ""
     return (
         f"{against}length against target{_brackets(rows)}; nats: {what}; out of head: kept drafts per 1,000 tokens that"
         " the exact test would have rejected and the target finds less than a fifth as likely as its best"

@@ -23,7 +23,7 @@ def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) ->
     """
     slower = " Slower than target alone here." if why.measured_speed_up < 1 - SAME else ""
     extrapolated = " (extrapolated)" if why.v_extrapolated else ""
-    where = (" in tokens a second" if by_token else "") + ("" if why.with_prompt else " after the prompt")
+    where = (" in tokens per second" if by_token else "") + ("" if why.with_prompt else " after the prompt")
     return (
         f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}, predicted"
         f" {why.predicted_speed_up:.2f}x.{slower} {_passed(why)}"

@@ -34,7 +34,7 @@ def _columns(rows: Sequence[SweepRow], metric: str) -> list[Column]:
         Column("accept length", lambda row: number(row.mean_acceptance_length)),
         Column("deferral rate", lambda row: number(row.deferral_rate)),
         Column("mean TV", lambda row: tv(row.mean_tv)),
-        Column("log p of a token", lambda row: number(row.log_likelihood, 3)),
+        Column("log p per token", lambda row: number(row.log_likelihood, 3)),
     ]
     if any(row.errors for row in rows) or len({row.answers for row in rows}) > 1:
         columns.append(Column("answers", _answers))

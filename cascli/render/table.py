@@ -102,8 +102,8 @@ def _times(field: str) -> Callable[[Row], str]:
 
 TIMES: list[Column[Row]] = [
     Column("first token\np50 / p90 / p99", _times("ttft")),
-    Column("a token after it\np50 / p90 / p99", _times("seconds_per_token")),
-    Column("a round\np50 / p90 / p99", _times("round_seconds")),
+    Column("later token\np50 / p90 / p99", _times("seconds_per_token")),
+    Column("round\np50 / p90 / p99", _times("round_seconds")),
     Column("outside\nmodels", lambda row: number(row.other_share)),
     Column("GFLOP\nper token", lambda row: number(None if row.flops_per_token is None else row.flops_per_token / 1e9)),
     Column("weights read\nper token", lambda row: size(row.weight_bytes_per_token)),
