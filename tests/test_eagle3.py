@@ -488,3 +488,12 @@ def test_heads_written_by_the_formats_own_package_are_read(flags: dict[str, Any]
         for step in (1, 2):
             got = draft.forward(text[known + step : known + step + 1], 1)[0, IDS]
             assert torch.allclose(got, wanted[step][known - 1], atol=1e-4)
+
+
+def test_rules_are_not_judged_where_the_head_proposes_nothing(tmp_path: Path) -> None:
+    """Behind its last position there is no q: matching ended in an error of torch's."""
+    write_head(tmp_path / "head", 300, list(range(0, 257, 2)), layer={"max_position_embeddings": 40})
+    loaded = load_pair(pair_with_head(tmp_path / "head", 300))
+    options = {"match": {"target_calls_per_token": 0.5}, "rules": ["head"], "measure": False}
+    with pytest.raises(RunError, match=r"proposes nothing this far into the text, .*\n.*shorter prompts"):
+        compare(loaded, "hi", max_new_tokens=8, temperature=1.0, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from cascli import Run, load_pair
 from cascli.cli.app import app
-from cascli.errors import ConfigError, UsageError
+from cascli.errors import ConfigError, RunError, UsageError
 from cascli.models.tokenizer import byte_tokenizer
 from tests.pairs import model, pair
 
@@ -90,3 +91,26 @@ def test_a_pair_from_the_hub_records_its_commit(tmp_path: Path, monkeypatch: pyt
     found = load_pair({"draft": main, "target": pinned}, offline=True)
     assert found.info.draft.source == f"hub:some/model@main#{commit}"
     assert found.info.target.source == f"hub:some/model@{commit}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("change", "tensor", "stored", "required"),
+    [
+        ({"vocab_size": 310}, r"[a-z._]*weight", [300, 32], [310, 32]),
+        ({"num_key_value_heads": 2}, r"model\.layers\.0\.self_attn\.[kv]_proj\.weight", [16, 32], [32, 32]),
+        ({"intermediate_size": 48}, r"model\.layers\.0\.mlp\.[a-z_]+\.weight", None, None),
+    ],
+)
+def test_weights_of_another_shape_than_the_config_are_refused(
+    tmp_path: Path, dtype: str, change: dict, tensor: str, stored: list | None, required: list | None
+) -> None:
+    """Layers take any matrix: the model failed at its first token, or ran with other sizes than it reported."""
+    load_pair(pair(300)).target.model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    shapes = [r"\[\d+, \d+\]" if each is None else re.escape(str(each)) for each in (stored, required)]
+    said = f"'{tensor}' has shape {shapes[0]}, but the folder's config.json requires {shapes[1]}"
+    with pytest.raises(RunError, match=said):
+        load_pair({"target": {"source": {"path": str(tmp_path)}}}, dtype=dtype)

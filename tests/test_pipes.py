@@ -93,6 +93,15 @@ def test_verbose_colour_output_shows_rejected_drafts_in_a_pipe(clean_env: pytest
     assert not STRUCK.search(shown[0]) and STRUCK.search(shown[1])
 
 
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_a_pipe_gets_colour_but_no_progress(command: str, clean_env: pytest.MonkeyPatch) -> None:
+    """Bars move the cursor and erase lines: in a log or in `less -R` they would be left over."""
+    # In a process of its own: rich keeps a style in the colours of the first terminal that it was printed on.
+    found = shell(f"cascli {command} hi -c tiny-random --max-new-tokens 4 --color always -v")
+    assert found.returncode == 0 and "\x1b[" in found.stdout
+    assert "\x1b" not in COLOURS.sub("", found.stdout + found.stderr) and "loading" not in found.stderr
+
+
 def test_ascii_terminals_get_everything(clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("PYTHONIOENCODING", "ascii")
     found = shell("cascli compare hi -c tiny-random --max-new-tokens 4 && cascli pairs")

@@ -10,19 +10,22 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from cascli import Pair, compare, generate
+from cascli import Pair, compare, generate, generate_many, load_pair
 from cascli.audit.report import Audit, check_of
 from cascli.cli import documents
 from cascli.cli.app import app
 from cascli.cli.errors import Terminated
 from cascli.cli.picks import strategy_filter
 from cascli.errors import UsageError
+from cascli.prompts import Prompt
 from cascli.render.console import Screen, screen
 from cascli.render.tabular import csv_of
 from cascli.sweeps.table import rows, tidy_rows
 from tests.sweeps import folder_of, header_of, plan_of, records_of
 
 PLAN = plan_of()
+NEWLINE = 10
+"""Its id in a tokenizer of bytes."""
 HUMANEVAL = Path(__file__).parent.parent / "benchmarks" / "results" / "sweep-humaneval"
 
 
@@ -221,6 +224,33 @@ def test_selecting_from_a_document_without_parts_is_refused(tmp_path: Path, fold
     assert refused.exit_code == 2 and "has no strategies to choose from" in refused.stderr
     refused = show(str(folder), "--prompt", "1")
     assert refused.exit_code == 2 and "no prompts to choose from" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["plain", "newline", "empty"])
+def test_answers_are_printed_alike_alone_in_a_batch_in_a_file_and_again(
+    tmp_path: Path, clean_env: pytest.MonkeyPatch, kind: str
+) -> None:
+    prompts, alone = tmp_path / "prompts.jsonl", tmp_path / "alone.jsonl"
+    prompts.write_text('{"id": "a", "prompt": "hi"}\n{"id": "b", "prompt": "ho"}\n')
+    alone.write_text('{"id": "a", "prompt": "hi"}\n')
+    pair, asked = load_pair("tiny-random"), [Prompt(("hi",), "a")]
+    for seed in range(200):
+        run = generate_many(pair, asked, strategy="target", max_new_tokens=40, temperature=1.5, seed=seed)[0]
+        if NEWLINE in run.token_ids and run.text[0].isascii():
+            break
+    length = str(run.token_ids.index(NEWLINE) + (kind == "newline"))
+    common = ["generate", "-c", "tiny-random", "-s", "target", "--temperature", "1.5", "--seed", str(seed)]
+    common += ["--max-new-tokens", length, *(["--stop", run.text[0]] if kind == "empty" else [])]
+    for file in (prompts, alone):
+        saved, written = tmp_path / "runs.json", tmp_path / "runs.txt"
+        streamed, batched, again = (
+            CliRunner().invoke(app, [*common, "--prompts", str(file), *more])
+            for more in (["-o", str(saved)], ["--batch-size", "2"], ["-o", str(written)])
+        )
+        assert streamed.exit_code == batched.exit_code == again.exit_code == 0, streamed.output + batched.output
+        first = json.loads(show(str(saved), "--format", "jsonl").stdout.split("\n")[0])["text"]
+        assert {"plain": True, "newline": first.endswith("\n"), "empty": first == ""}[kind]
+        assert streamed.stdout == batched.stdout == show(str(saved)).stdout == written.read_text()
 
 
 def test_each_run_of_a_jsonl_file_is_shown_under_its_prompt(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+
+import pytest
 
 from cascli.decoding.answer import Answer
 from cascli.decoding.detokenizer import Speller, StopStrings, Stream
 from cascli.models.tokenizer import byte_tokenizer
 from cascli.trace import Emitted, Round
+from tests.two_tokenizers import SPACE, pieces
 
+BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 TEXT = "naïve 🙂 日本語, plain\nlines — done"
 
 
@@ -49,8 +54,11 @@ def test_earliest_stop_wins() -> None:
 
 
 def add(answer: Answer, text: str) -> list[str]:
-    step = Round(emitted=[Emitted(id=byte, text=chr(byte), event="target") for byte in text.encode()])
-    return answer.add(step)[1]
+    return add_ids(answer, text.encode())
+
+
+def add_ids(answer: Answer, ids: Iterable[int]) -> list[str]:
+    return answer.add(Round(emitted=[Emitted(id=token, text="", event="target") for token in ids]))[1]
 
 
 def test_answer_ends_at_a_stop_string_inside_a_block() -> None:
@@ -81,6 +89,42 @@ def test_streamed_pieces_add_up_to_the_final_text() -> None:
                 step = Round(emitted=[Emitted(id=byte, text="", event="target")])
                 said += "".join(answer.add(step)[1])
         assert said == answer.text, data
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_characters_of_byte_tokens_are_streamed_whole(prefix: bool) -> None:
+    """Of a run of byte tokens, a sentencepiece vocabulary decodes all or none, so no window may begin inside one."""
+    tokenizer = pieces([*BYTE_PIECES, "a", "b", SPACE], ["<unk>"], prefix=prefix)
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices(["a", "b ", "\n", "é", "語", "🙂"], k=rng.randint(1, 30)))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        stop = rng.choice([[], ["語🙂"], ["b \n"]])
+        answer = Answer(Speller(tokenizer), set(), stop, limit=len(ids))
+        said = ""
+        for token in ids:
+            if answer.finish_reason is None:
+                said += "".join(add_ids(answer, [token]))
+        assert said == answer.text == (text.partition(stop[0])[0] if stop else text)
+
+
+def test_a_broken_byte_does_not_change_what_was_streamed() -> None:
+    """The whole run of byte tokens is then decoded as broken; the answer keeps its complete characters."""
+    speller = Speller(pieces([*BYTE_PIECES, "a"], ["<unk>"]))
+    for start in ("", "a", "aé語" * 9):
+        for end in (b"\xe6\x97", b"\x80a"):
+            data = (start + "語🙂").encode() + end
+            answer = Answer(speller, set(), [], limit=len(data))
+            said = "".join("".join(add_ids(answer, [byte])) for byte in data)
+            assert said == answer.text and said.startswith(start + "語🙂\N{REPLACEMENT CHARACTER}")
+            assert len(said) == len(start) + 4
+
+
+def test_an_interrupted_answer_has_what_was_held_back() -> None:
+    answer = Answer(Speller(byte_tokenizer()), {256}, ["END"], limit=99)
+    assert "".join(add(answer, "ab EN")) == "ab "
+    answer.finish_reason = "interrupted"
+    assert answer.text == "ab EN"
 
 
 def test_a_character_after_many_broken_bytes_is_not_lost() -> None:

@@ -134,7 +134,7 @@ class SavedRuns(Saved):
 
         for place, run in enumerate(self.runs, 1):
             if len(self.runs) > 1:
-                print(title(run.prompt_id or str(place), run.turn))
+                print(f"{'' if place == 1 else chr(10)}{title(run.prompt_id or str(place), run.turn)}")
             print_run(run, view.screen)
 
 

@@ -160,12 +160,12 @@ class _AnswerNotes:
     def answer(self, run: Run) -> None:
         """Print an answer that was not streamed."""
         from cascli.render.run import print_rounds
-        from cascli.render.summary import title
+        from cascli.render.summary import title, with_newline
 
         if not self._screen.live:
             self._screen.write(f"{'' if self._first else chr(10)}{title(run.prompt_id, run.turn)}\n")
         self._first = False
-        self._screen.write(f"{run.text}\n")
+        self._screen.write(with_newline(run.text))
         if self._screen.verbose:
             print_rounds(run, self._screen)
 

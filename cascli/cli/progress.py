@@ -44,7 +44,7 @@ class Progress:
 
     def __init__(self, screen: Screen, title: str, *, counted: bool = False) -> None:
         self._title, self._ticks = title, 0
-        shown = screen.err.is_terminal and not screen.quiet
+        shown = screen.err.is_interactive and not screen.quiet
         bar = 24 if counted and screen.err.width >= ROOMY else 16
         self._bars = Bars(
             SpinnerColumn(),

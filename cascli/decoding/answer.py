@@ -12,11 +12,11 @@ class Answer:
     """Collects rounds until an end-of-text token, a stop string, or `limit` tokens."""
 
     def __init__(self, speller: Speller, eos_ids: Collection[int], stop: Sequence[str], limit: int) -> None:
-        self._speller = speller
         self._eos_ids = eos_ids
         self._stops = StopStrings(stop)
         self._stop_ids = speller.markup(stop)
         self._stream = Stream(speller)
+        self._said = ""
         self._limit = limit
         self.rounds: list[Round] = []
         self.token_ids: list[int] = []
@@ -53,11 +53,14 @@ class Answer:
             tail, stopped = self._stops.push(self._stream.flush())
             shown += tail + ("" if stopped else self._stops.flush())
             self.finish_reason = "stop" if stopped else self.finish_reason
+        self._said += shown
         return shown
 
     @property
     def text(self) -> str:
-        """The whole answer without markup, up to the stop string if there was one."""
-        whole = self._speller.text(self.token_ids)
-        place = self._stops.find(whole) if self.finish_reason == "stop" else None
-        return whole if place is None else whole[:place]
+        """The answer as it was streamed: without markup, up to the stop string if there was one.
+
+        While it has not ended, or if it was interrupted, what is held back is part of it.
+        """
+        ended = self.finish_reason not in (None, "interrupted")
+        return self._said if ended else self._said + self._stops.pending + self._stream.flush()

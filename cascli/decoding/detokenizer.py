@@ -40,13 +40,17 @@ class Speller:
 class Stream:
     """Turns a growing list of ids into text pieces; a character is held back until all its bytes have arrived.
 
-    Only the last few tokens are decoded at each step, so the cost of a step does not grow.
+    Only the last few tokens are decoded at each step, so the cost of a step does not grow. They begin between two
+    characters: of a run of byte tokens (`<0xE6>`), a tokenizer may decode all or none.
     """
 
     def __init__(self, speller: Speller) -> None:
         self._speller = speller
         self._window: list[int] = []
         self._shown = ""
+        """What has been shown of the window's text."""
+        self._ends: list[int] = []
+        """Numbers of the window's tokens after which all characters were complete; the last one is what was shown."""
 
     def push(self, token: int) -> str:
         """The text that this token completes; may be empty."""
@@ -54,26 +58,41 @@ class Stream:
         whole = self._speller.text(self._window)
         if whole.endswith(BROKEN):
             return self._settled(whole) if len(self._window) >= _LONG else ""
-        piece = whole[len(self._shown) :]
+        piece = self._new(whole, len(self._window))
+        self._ends.append(len(self._window))
         if len(self._window) >= 8:
-            self._window = self._window[-4:]
+            most = len(self._window) - 4
+            start = max((end for end in self._ends if end <= most), default=most)
+            self._window = self._window[start:]
+            self._ends = [end - start for end in self._ends if end > start]
             whole = self._speller.text(self._window)
         self._shown = whole
         return piece
 
+    def _new(self, text: str, count: int) -> str:
+        """The part of the text of the window's first tokens that has not been shown.
+
+        A tokenizer that decodes a run of bytes as a whole no longer spells what was shown once a broken byte follows.
+        """
+        if text.startswith(self._shown.rstrip(BROKEN)):
+            return text[len(self._shown) :]
+        return self._speller.text(self._window[self._ends[-1] : count])
+
     def _settled(self, whole: str) -> str:
         """The part of a long run of broken characters that can no longer change: all but what the last tokens begin."""
-        before = self._speller.text(self._window[:-_UNSETTLED])
+        count = len(self._window) - _UNSETTLED
+        before = self._speller.text(self._window[:count])
         if not whole.startswith(before):
             return ""
-        piece = before[len(self._shown) :]
+        piece = self._new(before, count)
         self._window = self._window[-_UNSETTLED - 4 :]
+        self._ends = [len(self._window) - _UNSETTLED]
         self._shown = self._speller.text(self._window[:-_UNSETTLED])
         return piece
 
     def flush(self) -> str:
         """The held-back part of an unfinished character, at the end of the text."""
-        return self._speller.text(self._window)[len(self._shown) :]
+        return self._new(self._speller.text(self._window), len(self._window))
 
 
 class StopStrings:
@@ -82,23 +101,24 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._hold = max(map(len, self._stops), default=1) - 1
-        self._pending = ""
+        self.pending = ""
+        """The text that is held back."""
 
     def push(self, piece: str) -> tuple[str, bool]:
         """The text that can be shown now, and whether a stop string was found (it is not shown)."""
-        self._pending += piece
-        place = self.find(self._pending)
+        self.pending += piece
+        place = self.find(self.pending)
         if place is not None:
-            shown, self._pending = self._pending[:place], ""
+            shown, self.pending = self.pending[:place], ""
             return shown, True
-        keep = min(self._hold, len(self._pending))
-        cut = len(self._pending) - keep
-        shown, self._pending = self._pending[:cut], self._pending[cut:]
+        keep = min(self._hold, len(self.pending))
+        cut = len(self.pending) - keep
+        shown, self.pending = self.pending[:cut], self.pending[cut:]
         return shown, False
 
     def flush(self) -> str:
         """The held-back text, at the end."""
-        shown, self._pending = self._pending, ""
+        shown, self.pending = self.pending, ""
         return shown
 
     def find(self, text: str) -> int | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cascli.decoding.plugin_checks import applied
 from cascli.engine import StreamEvent
+from cascli.errors import RunError
 from cascli.jobs.generate import converse
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
@@ -174,6 +175,9 @@ def record(
         k: drafted tokens per round.
         rule: rule whose distribution the output follows; by default exact speculative decoding.
         on_progress: called with the prompt being answered.
+
+    Raises:
+        RunError: the draft model proposed nothing at some position, so that no rule can be judged there.
     """
     recording = Recording(k=k, rule=rule or Exact())
     kept: list[tuple[Compact, Tensor, Tensor]] = []
@@ -202,6 +206,11 @@ def record(
 def _visited(d: Dists, pi: Tensor, ids: Sequence[int]) -> tuple[Compact, Tensor, Tensor]:
     """At the positions of a round's emitted tokens: the distributions, `passed` and `expected`."""
     n = len(ids)
+    if d.q.shape[0] < n:  # an EAGLE-3 head behind the last position that it was made for
+        raise RunError(
+            "the draft model proposes nothing this far into the text, so no rule can be judged there;\n"
+            "use shorter prompts, or a smaller --max-new-tokens."
+        )
     d, pi, tokens = Dists(*(rows[:n] for rows in d)), pi[:n], torch.tensor(ids, device=pi.device)
     passed = (distributions.at(d.q, tokens) / distributions.at(pi, tokens)).clamp(max=1)
     return compact(d), passed, distributions.overlap(d.q, pi)

@@ -31,6 +31,9 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
     """Create a model of this config without weights, and a reader for them.
 
     Returns None if the names of the folder's tensors are not the model's own: then transformers has to convert them.
+
+    Raises:
+        RunError: a stored tensor has another shape than the config gives it.
     """
     files = files_of(folder)
     if files is None or getattr(config, "quantization_config", None) is not None:
@@ -40,9 +43,14 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
     # What is stored decides: configs of T5 v1.1 claim that the head is tied to the embeddings, which it is not.
     aliases = {name: other for name, other in _tied(model).items() if name not in files}
     required = {aliases.get(name, name) for name, _ in model.named_parameters(remove_duplicate=False)}
-    persistent = set(model.state_dict())
-    if required - files.keys() or files.keys() - persistent:
+    persistent = model.state_dict()
+    if required - files.keys() or files.keys() - persistent.keys():
         return None
+    # Layers take whatever is read: another shape would fail at the first token, or never.
+    for name, file in files.items():
+        stored, expected = _shape(file, name), [*persistent[name].shape]
+        if stored != expected:
+            raise RunError(f"{folder}: '{name}' has shape {stored}, but the folder's config.json requires {expected}.")
     for name, buffer in model.named_buffers():
         if name in files:
             buffer.copy_(_read(files[name], name))
@@ -75,6 +83,12 @@ def _tied(model: PreTrainedModel) -> dict[str, str]:
     keys = model._tied_weights_keys
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False) and isinstance(keys, dict)
     return dict(keys) if tied else {}
+
+
+def _shape(file: Path, name: str) -> list[int]:
+    """The shape of one tensor, from the file's header alone."""
+    with safe_open(file, framework="pt") as opened:
+        return [*opened.get_slice(name).get_shape()]
 
 
 def _read(file: Path, name: str) -> Tensor:

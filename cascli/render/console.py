@@ -85,9 +85,12 @@ class SafeConsole(Console):
 def _console(file: TextIO, color: str) -> Console:
     colored = color == "always" or (color == "auto" and file.isatty() and not os.environ.get("NO_COLOR"))
     if colored:
-        console = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=color == "always" or None)
+        # In a pipe, colour that was requested: no bars, which move the cursor.
+        bars = None if file.isatty() else False
+        common: dict[str, Any] = {"file": file, "highlight": False, "no_color": False, "force_interactive": bars}
+        console = SafeConsole(**common, force_terminal=color == "always" or None)
         if color == "always" and console.color_system is None:  # TERM is not set, or is `dumb`
-            console = SafeConsole(file=file, highlight=False, no_color=False, force_terminal=True, color_system="256")
+            console = SafeConsole(**common, force_terminal=True, color_system="256")
         return console
     return SafeConsole(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
 

@@ -26,7 +26,7 @@ from cascli.render import formats
 from cascli.render.columns import Column
 from cascli.render.console import WIDEST, SafeConsole, Screen
 from cascli.render.numbers import DASH
-from cascli.render.summary import title
+from cascli.render.summary import title, with_newline
 from cascli.render.table import COST, law_columns, scatter_line
 from cascli.render.tabular import check_parquet, csv_of, parquet_of
 from cascli.settings import Resolved
@@ -187,17 +187,12 @@ def check_place(path: Path, *, flag: str = "--output") -> None:
         raise UsageError(f"{flag} {path}: cannot be written")
 
 
-def with_newline(text: str) -> str:
-    """The text with a final newline."""
-    return text if text.endswith("\n") else text + "\n"
-
-
 def _print(text: str | bytes) -> None:
     if isinstance(text, bytes):
         sys.stdout.flush()
         sys.stdout.buffer.write(text)
     else:
-        sys.stdout.write(with_newline(text) if text else "")
+        sys.stdout.write(with_newline(text))
     sys.stdout.flush()
 
 
@@ -342,7 +337,7 @@ def _lines(runs: Sequence[Run]) -> str:
 
 def answers(runs: Sequence[Run]) -> str:
     """The answers as printed to a pipe: a single one alone, several each below a title line."""
-    texts = [with_newline(run.text) if run.text else "" for run in runs]
+    texts = [with_newline(run.text) for run in runs]
     if len(runs) == 1:
         return texts[0]
     named = (title(run.prompt_id or str(place), run.turn) for place, run in enumerate(runs, 1))

@@ -7,13 +7,13 @@ from rich.text import Text
 from cascli.render.console import Screen
 from cascli.render.marks import legend, marked, visible
 from cascli.render.stream import describe_handover
-from cascli.render.summary import lines
+from cascli.render.summary import lines, with_newline
 from cascli.trace import Round, Run
 
 
 def print_run(run: Run, screen: Screen) -> None:
     """Print the answer on stdout, with -v every round and its verdicts; print the numbers on stderr."""
-    screen.write(run.text + "\n")
+    screen.write(with_newline(run.text))
     if run.handover is not None:
         screen.note(describe_handover(run.handover))
     if screen.verbose and not screen.quiet:

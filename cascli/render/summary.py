@@ -74,6 +74,11 @@ def title(prompt_id: str, turn: int) -> str:
     return f"==> {name}{f', turn {turn + 1}' if turn else ''} <=="
 
 
+def with_newline(text: str) -> str:
+    """An answer as it is printed and written: with a final newline, and nothing if it is empty."""
+    return text if not text or text.endswith("\n") else text + "\n"
+
+
 def prompt_label(prompt_id: str, turn: int, text: str, width: int = 60) -> str:
     """Which prompt this is, in one line."""
     short = " ".join(text.split())
