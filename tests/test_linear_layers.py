@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from cascli import load_pair
 from cascli.errors import RunError
+from cascli.models.cpu import packed_linear
 from cascli.models.cpu.fit import WideEmbedding
 from cascli.models.cpu.int8_kernels import KERNELS, FbgemmWeights, Int8Weights, OneDnnWeights, int8_kernel, is_exact
 from cascli.models.cpu.int8_linear import Int8Linear, to_levels
@@ -64,6 +66,55 @@ def test_rows_do_not_depend_on_their_block(shape: tuple[int, int], kind: str | t
         for start in {0, 1, most - n} if n < most else {0}:
             block = layer(x[start : start + n])
             assert all(torch.equal(block[j], alone[start + j]) for j in range(min(n, most - start)))
+
+
+@pytest.mark.parametrize("fewest", [4, 5, 6])
+@pytest.mark.parametrize("shape", [(96, 40), (1536, 256), (4864, 896)])
+def test_filling_up_rows_changes_no_bits(shape: tuple[int, int], fewest: int) -> None:
+    if not float32_by_rows():
+        pytest.skip("not promised for this processor with this torch")
+    _, layer = layers(shape, True)
+    x = torch.randn(8, shape[0])
+    plain = [layer(x[:n]) for n in range(1, 9)]
+    layer.fewest_rows = fewest
+    with Products() as products:
+        assert all(torch.equal(layer(x[:n]), plain[n - 1]) for n in range(1, 9))
+    assert products.rows == [max(n, fewest) for n in range(1, 9)]
+
+
+class Products(TorchDispatchMode):
+    """Records the number of rows of every packed product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "_linear_pointwise" in str(func):
+            self.rows.append(args[0].shape[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [
+        ({2: 0.36, 4: 0.24, 5: 0.22, 6: 0.22}, 5),  # as measured on one processor
+        ({2: 0.130, 4: 0.121, 5: 0.121, 6: 0.125}, 2),  # on another; less than the noise
+        ({2: 0.10, 4: 0.12, 5: 0.15, 6: 0.18}, 2),
+    ],
+)
+def test_rows_are_filled_up_to_where_the_processor_is_fastest(
+    times: dict[int, float], chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the target alone would be slower than it need be, and everything else would look faster."""
+    noise = iter([9.0, 1.0, 1.1, 0.9, 7.0, 1.0] * 4)  # the first reads the weights; a pause now and then
+    monkeypatch.setattr(packed_linear, "_seconds", lambda _, rows: times[rows] * next(noise))
+    monkeypatch.setattr(packed_linear, "_SAMPLE", 2 * 40 * 96 * 4)
+    model = nn.Sequential(*(layers((96, 40), False)[1] for _ in range(3)))
+    assert packed_linear.choose_rows(model) == chosen
+    assert [layer.fewest_rows for layer in model] == [chosen] * 3
+    monkeypatch.setattr(packed_linear, "_SAMPLE", 4 * 40 * 96 * 4)  # more than there is: a cache may hold it
+    assert packed_linear.choose_rows(nn.Sequential(*(layers((96, 40), False)[1] for _ in range(3)))) == 2
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -224,7 +224,7 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
         (
             {"speculative_cascade": LOOSE | {"speed_vs_target": 0.8}},
-            "spec-cascade is only 0.80x as fast, and its text differs from token 10 onwards.",
+            "spec-cascade is only 0.80x as fast as target, and its text differs from token 10 onwards.",
         ),
         (
             {"speculative": FAST, "speculative_cascade": LOOSE | {"speed_vs_target": 1.5}},

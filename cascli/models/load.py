@@ -28,6 +28,7 @@ from cascli.models import size
 from cascli.models.checkpoint import open_checkpoint
 from cascli.models.choose_runner import choose_runner, graph_cache_for
 from cascli.models.cpu.fit import fit, store_for, working_dtype
+from cascli.models.cpu.packed_linear import choose_rows
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import keep_caps
 from cascli.models.cut_head import Cut, cut_head
@@ -260,7 +261,7 @@ def _on_cpu(
     store: PackedStore | None,
     stages: Stages,
 ) -> PreTrainedModel:
-    """Load the model with the kernels of `dtype`; weights are read one by one if the folder allows it."""
+    """Load the model with the fastest kernels of `dtype`; weights are read one by one if the folder allows it."""
     work = working_dtype(dtype)
     opened = None if folder is None else open_checkpoint(config, folder, work)
     if opened is None:
@@ -268,6 +269,7 @@ def _on_cpu(
         if cut is not None:
             cut_head(module, cut)
         fit(module, dtype, None, None, stages.reached)
+        choose_rows(module)
         return module
     module, read = opened
     if cut is not None:
@@ -276,6 +278,7 @@ def _on_cpu(
     if store is not None and store.needs(module):
         stages.report("saving the packed weights for the next start")
         store.save(module)
+    choose_rows(module)
     return module
 
 

@@ -2,25 +2,41 @@
 
 Decoding multiplies one to nine rows by weights that are far larger than the caches. torch's own product takes two to
 three times as long for two rows as for one, and sums in a different order for one row than for five. The packed product
-is memory-bound for all of these, and gives a row the same bits in any block (measurements in benchmarks/LOG.md). A
-single row is duplicated, because oneDNN has another kernel for vectors.
+is memory-bound for all of these, and gives a row the same bits in any block (measurements in benchmarks/LOG.md).
+
+A single row becomes two, because oneDNN has another kernel for vectors. On some processors its kernel for five rows
+takes 0.6 times as long as that for two, and rows are added up to there: `choose_rows` measures how many. Otherwise the
+target alone would be slower than it need be, and all that is compared with it would look too fast.
 """
 
 from __future__ import annotations
 
+import time
+from statistics import median
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _ROWS_HINT = 8
 """The number of rows that the packing is optimised for; any number works."""
+_FEWEST = 2
+"""Rows of every product at least; one row has a kernel of its own, which sums in another order."""
+_CANDIDATES = (2, 4, 5, 6)
+"""Numbers of rows that `choose_rows` times."""
+_SAMPLE = 400_000_000
+"""Bytes of weights to time: more than the caches of most processors hold."""
+_GAIN = 0.92
+"""Time relative to that of two rows from which more rows are worth it."""
 
 
 class PackedLinear(nn.Module):
     """A linear layer with weights in oneDNN's order; float32, or bfloat16 where the processor has units for it."""
 
     bias: Tensor | None
+    fewest_rows = _FEWEST
+    """Fewer rows are filled up with zeros to this number; it changes no row's bits."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Pack weights `[out, in]`; the bias `[out]` is converted to their precision."""
@@ -62,7 +78,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply `[..., in_features]` by the weights and add the bias."""
-        return _product(input, self.packed, self.bias)
+        return _product(input, self.packed, self.bias, self.fewest_rows)
 
 
 class DenseLinear(nn.Linear):
@@ -85,14 +101,48 @@ class DenseLinear(nn.Linear):
         """Multiply `[..., in_features]` by the weights and add the bias."""
         if input.device.type != "cpu" or not can_pack(input.dtype):
             return super().forward(input)
-        return _product(input, self.weight, self.bias)
+        return _product(input, self.weight, self.bias, _FEWEST)
 
 
-def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def choose_rows(model: nn.Module) -> int:
+    """Measure at how many rows the model's packed layers are fastest, let fewer rows be filled up to it, and return it.
+
+    Layers are timed in turn on a part of the weights that no cache holds; a model with fewer is left as it is.
+    """
+    sample: list[PackedLinear] = []
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear) and sum(each.weight_bytes for each in sample) < _SAMPLE:
+            sample.append(layer)
+    if sum(each.weight_bytes for each in sample) < _SAMPLE:
+        return _FEWEST
+    times: dict[int, list[float]] = {rows: [] for rows in _CANDIDATES}
+    _seconds(sample, _FEWEST)  # reads the weights from disk, if they are mapped
+    for _ in range(5):
+        for rows, each in times.items():
+            each.append(_seconds(sample, rows))
+    medians = {rows: median(each) for rows, each in times.items()}
+    best = min(medians, key=lambda rows: medians[rows])
+    chosen = best if medians[best] < _GAIN * medians[_FEWEST] else _FEWEST
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            layer.fewest_rows = chosen
+    return chosen
+
+
+def _seconds(layers: list[PackedLinear], rows: int) -> float:
+    """Time for one product with each of the layers."""
+    inputs = {layer.in_features: torch.zeros(rows, layer.in_features, dtype=layer.packed.dtype) for layer in layers}
+    start = time.perf_counter()
+    for layer in layers:
+        _product(inputs[layer.in_features], layer.packed, layer.bias, _FEWEST)
+    return time.perf_counter() - start
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None, fewest: int) -> Tensor:
     rows = input.reshape(-1, input.shape[-1])
     n = rows.shape[0]
-    if n == 1:
-        rows = rows.expand(2, -1).contiguous()
+    if n < fewest:
+        rows = F.pad(rows, (0, 0, 0, fewest - n))
     out = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return out[:n].reshape(*input.shape[:-1], out.shape[-1])
 
