@@ -113,6 +113,9 @@ def test_rows_are_filled_up_to_where_the_processor_is_fastest(
     model = nn.Sequential(*(layers((96, 40), False)[1] for _ in range(3)))
     assert packed_linear.choose_rows(model) == chosen
     assert [layer.fewest_rows for layer in model] == [chosen] * 3
+    noise = iter([1.0] * 40)
+    monkeypatch.setattr(packed_linear, "_product", lambda x, *rest: x + rest[-1])  # a kernel whose bits depend on rows
+    assert packed_linear.choose_rows(model) == 2 and [layer.fewest_rows for layer in model] == [2] * 3
     monkeypatch.setattr(packed_linear, "_SAMPLE", 4 * 40 * 96 * 4)  # more than there is: a cache may hold it
     assert packed_linear.choose_rows(nn.Sequential(*(layers((96, 40), False)[1] for _ in range(3)))) == 2
 

@@ -107,7 +107,8 @@ class DenseLinear(nn.Linear):
 def choose_rows(model: nn.Module) -> int:
     """Measure at how many rows the model's packed layers are fastest, let fewer rows be filled up to it, and return it.
 
-    Layers are timed in turn on a part of the weights that no cache holds; a model with fewer is left as it is.
+    Layers are timed in turn on a part of the weights that no cache holds; a model with fewer is left as it is, and so
+    is one whose rows would not keep their bits: the same tokens must come out whatever was measured.
     """
     sample: list[PackedLinear] = []
     for layer in model.modules():
@@ -122,7 +123,7 @@ def choose_rows(model: nn.Module) -> int:
             each.append(_seconds(sample, rows))
     medians = {rows: median(each) for rows, each in times.items()}
     best = min(medians, key=lambda rows: medians[rows])
-    chosen = best if medians[best] < _GAIN * medians[_FEWEST] else _FEWEST
+    chosen = best if medians[best] < _GAIN * medians[_FEWEST] and _same_bits(sample, best) else _FEWEST
     for layer in model.modules():
         if isinstance(layer, PackedLinear):
             layer.fewest_rows = chosen
@@ -136,6 +137,18 @@ def _seconds(layers: list[PackedLinear], rows: int) -> float:
     for layer in layers:
         _product(inputs[layer.in_features], layer.packed, layer.bias, _FEWEST)
     return time.perf_counter() - start
+
+
+def _same_bits(layers: list[PackedLinear], rows: int) -> bool:
+    """Return whether fewer rows keep their bits when filled up to `rows`, in every shape of layer."""
+    numbers = torch.Generator().manual_seed(0)
+    for layer in {layer.packed.shape: layer for layer in layers}.values():
+        x = torch.randn(rows, layer.in_features, generator=numbers).to(layer.packed.dtype)
+        for n in range(1, rows):
+            plain, filled = (_product(x[:n], layer.packed, layer.bias, fewest) for fewest in (_FEWEST, rows))
+            if not torch.equal(plain, filled):
+                return False
+    return True
 
 
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None, fewest: int) -> Tensor:
