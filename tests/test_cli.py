@@ -18,6 +18,7 @@ from cascli import Pair, compare
 from cascli.cli.app import app
 from cascli.cli.common import Plan
 from cascli.cli.compare import _check, _note_cuts, _run
+from cascli.cli.errors import Terminated
 from cascli.config import pair_files
 from cascli.errors import CheckFailed, UsageError
 from cascli.jobs import batch as batch_jobs
@@ -448,11 +449,12 @@ def test_long_capture_times_are_reported(verbose: bool, said: int) -> None:
     )
 
 
+@pytest.mark.parametrize("ended_by", [KeyboardInterrupt, Terminated])
 def test_results_are_shown_before_timing_steps_and_kept_if_timing_is_interrupted(
-    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ended_by: type[KeyboardInterrupt], cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise ended_by
 
     monkeypatch.setattr("cascli.jobs.compare.profile", interrupted)
     saved = tmp_path / "found.json"
@@ -565,14 +567,17 @@ def test_of_several_cut_answers_the_first_is_described_and_the_others_counted(te
         assert printed(view).strip().endswith(said)
 
 
-def test_an_interrupted_comparison_names_the_strategies_without_answers(text_pair: Pair) -> None:
+@pytest.mark.parametrize("ended_by", [KeyboardInterrupt, Terminated])
+def test_an_interrupted_comparison_names_the_strategies_without_answers(
+    ended_by: type[KeyboardInterrupt], text_pair: Pair
+) -> None:
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise ended_by
 
     run = generate_jobs.generate(text_pair, "hi", strategy="target", max_new_tokens=2)
     specs = ["target", "speculative:k=2", "draft"]
     more: Any = {"warm_up": lambda: None, "run": interrupt, "cut_short": lambda: True, "batch_size": 1, "answers": 3}
     done: Any = SimpleNamespace(specs=specs, all_runs=[run], **more)
     view = screen(200, terminal=False)
-    assert isinstance(_run(view, done, watched=False), KeyboardInterrupt)
+    assert isinstance(_run(view, done, watched=False), ended_by)
     assert "interrupted: these are the answers so far; none from speculative k=2, draft" in printed(view)
