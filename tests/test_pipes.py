@@ -66,6 +66,20 @@ def test_a_closed_stdin_is_not_an_empty_prompt() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("ignored", "ended"), [("", [True, True]), ("HUP", [True, False]), ("TERM", [False, True])])
+def test_ignored_signals_stay_ignored(ignored: str, ended: list[bool]) -> None:
+    """`nohup` lets a command outlive its terminal by ignoring SIGHUP."""
+    script = (
+        "import signal; from cascli.cli import app; app.run = lambda: None\n"
+        "try: app.main()\n"
+        "finally: print([signal.getsignal(each) is app._interrupt for each in (signal.SIGTERM, signal.SIGHUP)])"
+    )
+    trap = f"trap '' {ignored}; " if ignored else ""
+    command = f'{trap}exec {sys.executable} -c "{script}"'
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(ended)
+
+
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 STRUCK = re.compile(r"\x1b\[9[;m]")
 

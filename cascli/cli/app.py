@@ -148,8 +148,9 @@ def main() -> None:
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="cascli")
     for signal_name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, signal_name):
-            signal.signal(getattr(signal, signal_name), _interrupt)
+        number = getattr(signal, signal_name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _interrupt)
     sys.exit(run())
 
 
