@@ -66,6 +66,12 @@ def test_a_closed_stdin_is_not_an_empty_prompt() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("stdin", [b"hi", b"hi\n", b"hi\r\n", b"\xef\xbb\xbfhi\r\n"])
+def test_a_prompt_on_stdin_has_no_marks_of_its_editor(stdin: bytes) -> None:
+    found = invoke("generate", *TINY, "--json", "-q", stdin=stdin)
+    assert Run.from_json(found.stdout).prompt == "hi"
+
+
 @pytest.mark.parametrize(("ignored", "ended"), [("", [True, True]), ("HUP", [True, False]), ("TERM", [False, True])])
 def test_ignored_signals_stay_ignored(ignored: str, ended: list[bool]) -> None:
     """`nohup` lets a command outlive its terminal by ignoring SIGHUP."""

@@ -332,7 +332,7 @@ def _from_stdin() -> str:
     if sys.stdin is None:
         raise UsageError("stdin is closed: give the prompt as an argument, or --prompts FILE.jsonl.")
     try:
-        return bounded(sys.stdin.buffer, "stdin", PROMPTS_BYTES).decode("utf-8").rstrip("\n")
+        return bounded(sys.stdin.buffer, "stdin", PROMPTS_BYTES).decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise UsageError("stdin is not UTF-8 text.") from None
 
