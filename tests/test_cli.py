@@ -146,6 +146,8 @@ def test_checks_set_the_exit_code(cli) -> None:
     ("arguments", "code", "words"),
     [
         (["generate", "x", "-s", "speclative"], 2, "did you mean 'speculative'"),
+        (["generate", "x", "-s", "SPECULATIVE:k=4"], 2, "did you mean 'speculative'"),
+        (["generate", "x", "-c", "Tiny-Random"], 2, "did you mean 'tiny-random'"),
         (["generate", "x", "-s", "speculative:gamma=2"], 2, "unknown parameter 'gamma'"),
         (["generate", "x", "-s", "target", "-s", "draft"], 2, "use compare"),
         (["generate", "x", "-c", "nothing"], 2, "unknown pair"),
