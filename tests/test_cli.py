@@ -491,6 +491,27 @@ def test_errors_stay_off_stdout_when_stderr_is_closed() -> None:
     assert (found.returncode, found.stdout) == (2, "")
 
 
+@pytest.mark.parametrize(
+    ("words", "code"), [("generate hi -c nowhere", 2), ("generate hi --nothing", 2), ("generate hi -c tiny-random", 3)]
+)
+def test_exit_codes_hold_where_errors_cannot_be_written(words: str, code: int) -> None:
+    """1 would mean that a check failed."""
+    assert closed(f"{words} 2> /dev/full").returncode == code
+
+
+def test_interrupted_imports_exit_130_too(tmp_path: Path) -> None:
+    """Libraries execute text while they are imported; `python -m` would end by SIGINT, which is -2 to a program."""
+    (tmp_path / "program.py").write_text(
+        "import sys, cascli.strategies\n"
+        "def names(): exec('raise KeyboardInterrupt')\n"
+        "cascli.strategies.names = names; sys.argv = ['cascli', 'strategies']\n"
+        "from cascli.cli.app import main; main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(cascli.__file__).parent.parent}"}
+    found = subprocess.run([sys.executable, "-m", "program"], env=environment, check=False, capture_output=True)
+    assert found.returncode == 130
+
+
 @pytest.mark.parametrize(("wanted", "threads"), [(None, 1), ("2", 2)])
 def test_tiny_models_use_one_thread_unless_configured(wanted: str | None, threads: int) -> None:
     env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
