@@ -218,8 +218,13 @@ def requested_pair(flags: Flags) -> PairConfig | None:
     return None if named["config"] is None else load_config(named["config"])
 
 
-def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
-    """Resolve flags, environment, pair file and defaults, in this order; `config` is a pair already chosen.
+def plan(flags: Flags, config: PairConfig | None = None, *, writes: bool = False) -> Plan:
+    """Resolve flags, environment, pair file and defaults, in this order.
+
+    Args:
+        flags: what the command line gives.
+        config: a pair already chosen.
+        writes: the command writes files without -o too, so it goes on when nobody reads its output any more.
 
     Raises:
         UsageError: an invalid value in any of them.
@@ -231,7 +236,8 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
     environment = from_environment()
     config = config or requested_pair(flags) or load_config(DEFAULT_PAIR)
     settings = resolve(flags.given, environment, config.defaults)
-    view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
+    lasting = writes or settings.output not in (None, "-")
+    view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose, lasting=lasting)
     strategy_source = ""
     if not flags.given.strategy:
         strategy_source = (
