@@ -95,7 +95,10 @@ def suggestion(name: str, known: Iterable[str], *, prefix: str = "", most: int =
 
     >>> suggestion("compre", ["compare", "system"], prefix="/")
     "; did you mean '/compare'?"
+    >>> suggestion("CUDA", ["cpu", "cuda"])
+    "; did you mean 'cuda'?"
     """
-    near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
-    names = " or ".join(f"'{prefix}{each}'" for each in near)
+    folded = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name.casefold(), list(folded), n=most, cutoff=cutoff)
+    names = " or ".join(f"'{prefix}{folded[each]}'" for each in near)
     return f"; did you mean {names}?" if near else ""

@@ -209,6 +209,12 @@ def test_sigterm_ends_the_command_and_not_just_the_answer(stored: str, monkeypat
     assert issubclass(Terminated, KeyboardInterrupt)
 
 
+def test_sigterm_during_slash_compare_ends_the_chat(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascli.jobs.compare.profile", lambda *_, **__: _interrupt())
+    found = talk(stored, "/compare hi", "/help", flags=("--temperature", "0", "--max-new-tokens", "3"))
+    assert found.exit_code == 130 and "/quit" not in found.stderr and "tok/s" in found.stdout
+
+
 def test_a_failed_answer_does_not_end_the_chat(stored: str) -> None:
     """A prompt longer than the context is rejected; the next one is answered."""
     found = talk(stored, "x" * 5000, "hi", "/quit")

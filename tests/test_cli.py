@@ -18,6 +18,7 @@ from cascli import Pair, compare
 from cascli.cli.app import app
 from cascli.cli.common import Plan
 from cascli.cli.compare import _check, _note_cuts, _run
+from cascli.cli.errors import Terminated
 from cascli.config import pair_files
 from cascli.errors import CheckFailed, UsageError
 from cascli.jobs import batch as batch_jobs
@@ -145,6 +146,8 @@ def test_checks_set_the_exit_code(cli) -> None:
     ("arguments", "code", "words"),
     [
         (["generate", "x", "-s", "speclative"], 2, "did you mean 'speculative'"),
+        (["generate", "x", "-s", "SPECULATIVE:k=4"], 2, "did you mean 'speculative'"),
+        (["generate", "x", "-c", "Tiny-Random"], 2, "did you mean 'tiny-random'"),
         (["generate", "x", "-s", "speculative:gamma=2"], 2, "unknown parameter 'gamma'"),
         (["generate", "x", "-s", "target", "-s", "draft"], 2, "use compare"),
         (["generate", "x", "-c", "nothing"], 2, "unknown pair"),
@@ -448,11 +451,12 @@ def test_long_capture_times_are_reported(verbose: bool, said: int) -> None:
     )
 
 
+@pytest.mark.parametrize("ended_by", [KeyboardInterrupt, Terminated])
 def test_results_are_shown_before_timing_steps_and_kept_if_timing_is_interrupted(
-    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ended_by: type[KeyboardInterrupt], cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise ended_by
 
     monkeypatch.setattr("cascli.jobs.compare.profile", interrupted)
     saved = tmp_path / "found.json"
@@ -485,6 +489,27 @@ def test_closed_or_full_streams_end_with_at_most_two_lines(words: str) -> None:
 def test_errors_stay_off_stdout_when_stderr_is_closed() -> None:
     found = closed("generate hi -c nowhere 2>&-")
     assert (found.returncode, found.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [("generate hi -c nowhere", 2), ("generate hi --nothing", 2), ("generate hi -c tiny-random", 3)]
+)
+def test_exit_codes_hold_where_errors_cannot_be_written(words: str, code: int) -> None:
+    """1 would mean that a check failed."""
+    assert closed(f"{words} 2> /dev/full").returncode == code
+
+
+def test_interrupted_imports_exit_130_too(tmp_path: Path) -> None:
+    """Libraries execute text while they are imported; `python -m` would end by SIGINT, which is -2 to a program."""
+    (tmp_path / "program.py").write_text(
+        "import sys, cascli.strategies\n"
+        "def names(): exec('raise KeyboardInterrupt')\n"
+        "cascli.strategies.names = names; sys.argv = ['cascli', 'strategies']\n"
+        "from cascli.cli.app import main; main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(cascli.__file__).parent.parent}"}
+    found = subprocess.run([sys.executable, "-m", "program"], env=environment, check=False, capture_output=True)
+    assert found.returncode == 130
 
 
 @pytest.mark.parametrize(("wanted", "threads"), [(None, 1), ("2", 2)])
@@ -565,14 +590,17 @@ def test_of_several_cut_answers_the_first_is_described_and_the_others_counted(te
         assert printed(view).strip().endswith(said)
 
 
-def test_an_interrupted_comparison_names_the_strategies_without_answers(text_pair: Pair) -> None:
+@pytest.mark.parametrize("ended_by", [KeyboardInterrupt, Terminated])
+def test_an_interrupted_comparison_names_the_strategies_without_answers(
+    ended_by: type[KeyboardInterrupt], text_pair: Pair
+) -> None:
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise ended_by
 
     run = generate_jobs.generate(text_pair, "hi", strategy="target", max_new_tokens=2)
     specs = ["target", "speculative:k=2", "draft"]
     more: Any = {"warm_up": lambda: None, "run": interrupt, "cut_short": lambda: True, "batch_size": 1, "answers": 3}
     done: Any = SimpleNamespace(specs=specs, all_runs=[run], **more)
     view = screen(200, terminal=False)
-    assert isinstance(_run(view, done, watched=False), KeyboardInterrupt)
+    assert isinstance(_run(view, done, watched=False), ended_by)
     assert "interrupted: these are the answers so far; none from speculative k=2, draft" in printed(view)

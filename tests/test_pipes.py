@@ -66,6 +66,49 @@ def test_a_closed_stdin_is_not_an_empty_prompt() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("streams", ["", "2>&1"])
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("generate hi -o found.json", "found.json"),
+        ("generate --prompts builtin --limit 3 -o found.jsonl", "found.jsonl"),
+        ("compare hi -s target -s draft --no-measure -o found.json", "found.json"),
+        ("generate hi --json -o found.csv", "found.csv"),
+        ("sweep sweep.yaml -o found", "found/results.csv"),
+    ],
+)
+def test_files_are_written_though_the_reader_is_gone(
+    command: str, file: str, streams: str, tmp_path: Path, clean_env: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sweep.yaml").write_text("pair: tiny-random\nstrategies: [draft, target]\nlimit: 2\n")
+    pair = "" if command.startswith("sweep") else "-c tiny-random"
+    clean_env.setenv("PYTHONUNBUFFERED", "1" if streams else "")
+    found = shell(f"set -o pipefail; cd {tmp_path}; cascli {command} {pair} --max-new-tokens 3 {streams} | true")
+    assert (found.returncode, "Error" in found.stderr) == (0, False)
+    written = (tmp_path / file).read_text()
+    assert written.count("\n") >= (3 if file.endswith((".jsonl", "results.csv")) else 1)
+
+
+@pytest.mark.parametrize("stdin", [b"hi", b"hi\n", b"hi\r\n", b"\xef\xbb\xbfhi\r\n"])
+def test_a_prompt_on_stdin_has_no_marks_of_its_editor(stdin: bytes) -> None:
+    found = invoke("generate", *TINY, "--json", "-q", stdin=stdin)
+    assert Run.from_json(found.stdout).prompt == "hi"
+
+
+@pytest.mark.parametrize(("ignored", "ended"), [("", [True, True]), ("HUP", [True, False]), ("TERM", [False, True])])
+def test_ignored_signals_stay_ignored(ignored: str, ended: list[bool]) -> None:
+    """`nohup` lets a command outlive its terminal by ignoring SIGHUP."""
+    script = (
+        "import signal; from cascli.cli import app; app.run = lambda: None\n"
+        "try: app.main()\n"
+        "finally: print([signal.getsignal(each) is app._interrupt for each in (signal.SIGTERM, signal.SIGHUP)])"
+    )
+    trap = f"trap '' {ignored}; " if ignored else ""
+    command = f'{trap}exec {sys.executable} -c "{script}"'
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(ended)
+
+
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 STRUCK = re.compile(r"\x1b\[9[;m]")
 

@@ -27,7 +27,7 @@ from cascli.cli import (
     verify,
 )
 from cascli.cli.environment import OWN
-from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, Terminated, os_message, reported, silence_stdout
+from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, Terminated, complain, os_message, reported, silence_stdout
 from cascli.cli.help import Command, Group
 from cascli.errors import UsageError, unknown
 
@@ -148,9 +148,15 @@ def main() -> None:
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="cascli")
     for signal_name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, signal_name):
-            signal.signal(getattr(signal, signal_name), _interrupt)
-    sys.exit(run())
+        number = getattr(signal, signal_name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _interrupt)
+    code = run()
+    if code == INTERRUPTED:
+        # If Ctrl-C comes while a library is imported that executes text, Python remembers this until the next such
+        # text, and `python -m cascli` would end by SIGINT instead of with a code.
+        exec("")
+    sys.exit(code)
 
 
 def _interrupt(*_: object) -> None:
@@ -174,10 +180,10 @@ def run() -> int:
         return 0
     except OSError as error:  # help and version are printed outside the commands
         silence_stdout()
-        print(f"cascli: {os_message(error)}", file=sys.stderr)
+        complain(os_message(error))
         return RUNTIME
     except (KeyboardInterrupt, typer.Abort):
-        print("cascli: interrupted", file=sys.stderr)
+        complain("interrupted")
         return INTERRUPTED
     except Exception as error:
         # Some releases of typer bundle their own copy of click, so usage errors are recognized by their methods.
@@ -190,5 +196,5 @@ def run() -> int:
         else:
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else "cascli"
-            print(f"cascli: {message()}\nSee {path} --help.", file=sys.stderr)
+            complain(f"{message()}\nSee {path} --help.")
         return USAGE

@@ -229,8 +229,13 @@ def requested_settings(flags: Flags) -> Settings:
     return from_environment().model_copy(update=flags.given.given())
 
 
-def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
-    """Resolve flags, environment, pair file and defaults, in this order; `config` is a pair already chosen.
+def plan(flags: Flags, config: PairConfig | None = None, *, writes: bool = False) -> Plan:
+    """Resolve flags, environment, pair file and defaults, in this order.
+
+    Args:
+        flags: what the command line gives.
+        config: a pair already chosen.
+        writes: the command writes files without -o too, so it goes on when nobody reads its output any more.
 
     Raises:
         UsageError: an invalid value in any of them.
@@ -242,7 +247,8 @@ def plan(flags: Flags, config: PairConfig | None = None) -> Plan:
     environment = from_environment()
     config = config or requested_pair(flags) or load_config(DEFAULT_PAIR)
     settings = resolve(flags.given, environment, config.defaults)
-    view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
+    lasting = writes or settings.output not in (None, "-")
+    view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose, lasting=lasting)
     strategy_source = ""
     if not flags.given.strategy:
         strategy_source = (
@@ -343,7 +349,7 @@ def _from_stdin() -> str:
     if sys.stdin is None:
         raise UsageError("stdin is closed: give the prompt as an argument, or --prompts FILE.jsonl.")
     try:
-        return bounded(sys.stdin.buffer, "stdin", PROMPTS_BYTES).decode("utf-8").rstrip("\n")
+        return bounded(sys.stdin.buffer, "stdin", PROMPTS_BYTES).decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise UsageError("stdin is not UTF-8 text.") from None
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascli.cli import common, complete
-from cascli.cli.errors import Terminated
 from cascli.cli.options import Flags, batch_size_option, with_shared
 from cascli.errors import CascliError, CheckFailed, UsageError
 from cascli.render import formats
@@ -196,8 +195,6 @@ def run_and_show(
     try:
         with Progress(screen, "measuring steps", counted=True) as progress:
             return repeats.comparison(repeats.steps(progress.step)), None
-    except Terminated:
-        raise
     except KeyboardInterrupt as error:
         screen.note("interrupted while timing steps: the results are complete, but the speed is not explained")
         return repeats.comparison(), error
@@ -222,8 +219,6 @@ def _run(screen: Screen, repeats: Repeats, *, watched: bool) -> BaseException | 
         else:
             with Progress(screen, "running", counted=True) as progress:
                 repeats.run(progress.counting("answers", repeats.answers))
-    except Terminated:
-        raise
     except (KeyboardInterrupt, CascliError) as error:
         if not repeats.cut_short():
             raise

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
@@ -62,8 +63,14 @@ def message_and_code(error: Exception) -> tuple[str, int]:
 
 def _end(message: str, code: int) -> NoReturn:
     prefix = "\n" if code == INTERRUPTED and sys.stderr.isatty() else ""  # the ^C that a terminal shows, or an answer
-    print(f"{prefix}cascli: {plain(message)}", file=sys.stderr)
+    complain(plain(message), prefix)
     raise typer.Exit(code) from None
+
+
+def complain(message: str, prefix: str = "") -> None:
+    """Print an error on stderr; if that cannot be written, the exit code alone tells what happened."""
+    with suppress(OSError):
+        print(f"{prefix}cascli: {message}", file=sys.stderr)
 
 
 def os_message(error: OSError) -> str:

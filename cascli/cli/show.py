@@ -69,7 +69,8 @@ def command(
 
     given = flags.given
     settings = replace(resolve(given, from_environment()), output=given.output, format=given.format)  # from flags only
-    view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose)
+    lasting = given.output not in (None, "-")
+    view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose, lasting=lasting)
     outputs = export.outputs(settings, formats.ANY)
     file, text = show_sweep.document(file) or (file, files.text_of(file, files.JSON_BYTES))
     document = opened(runs_of_lines(text, file) if file.suffix == ".jsonl" else text, file)

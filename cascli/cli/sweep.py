@@ -123,7 +123,7 @@ def command(
     plan = load_plan(path)
     pair = common.requested_pair(flags)
     plan = _overridden(plan, flags, pair, batch_size)
-    inputs = common.plan(flags, pair or pair_of(plan, path.parent, str(path)))
+    inputs = common.plan(flags, pair or pair_of(plan, path.parent, str(path)), writes=not dry_run)
     k = flags.given.num_speculative_tokens
     if k is not None and plan.match is None and all(block_length(parse(spec).params) != k for spec in plan.specs()):
         inputs.screen.note(f"-k {k} has no effect: every strategy of this sweep that drafts sets its own k.")

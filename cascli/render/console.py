@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -95,13 +97,43 @@ def _console(file: TextIO, color: str) -> Console:
     return SafeConsole(file=file, highlight=False, color_system=None, no_color=True, force_terminal=file.isatty())
 
 
-def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False) -> Screen:
+class _Lasting(io.FileIO):
+    """A stream that discards what is written once nobody reads it any more: a closed pipe, or a closed terminal."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return super().write(data)
+
+
+def _outlast_readers() -> None:
+    """Let a command that writes files finish when its output is no longer read, as in `cascli ... | head -1`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        buffer = getattr(stream, "buffer", None)
+        if type(getattr(buffer, "raw", buffer)) is io.FileIO:  # not captured, nor done before
+            stream.flush()
+            lasting = _Lasting(stream.fileno(), "wb", closefd=False)
+            buffered = lasting if buffer is getattr(buffer, "raw", buffer) else io.BufferedWriter(lasting)
+            options = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            setattr(sys, name, io.TextIOWrapper(buffered, stream.encoding, stream.errors, **options))
+
+
+def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False, lasting: bool = False) -> Screen:
     """The screen for a command's flags; `NO_COLOR` and pipes switch colour off.
+
+    With `lasting` the command goes on when nobody reads its output any more, since it also writes files.
 
     Raises:
         UsageError: `CASCLI_THEME` names an unknown palette.
     """
     theme()
+    if lasting:
+        _outlast_readers()
     return Screen(_console(sys.stdout, color), _console(sys.stderr, color), quiet, verbose, color == "always")
 
 
