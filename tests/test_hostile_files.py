@@ -134,7 +134,7 @@ def test_size_is_bounded(tmp_path: Path) -> None:
 
 
 def test_json_errors_state_the_place() -> None:
-    at_once(lambda: json_of('{"a": 1,\n}', "x.json"), UsageError, r"x\.json:2: not JSON")
+    at_once(lambda: json_of('{"a": 1,\n "b" 2}', "x.json"), UsageError, r"x\.json:2: not JSON")
     at_once(lambda: json_of(b"\xff\xff", "x.json"), UsageError, r"x\.json: not JSON")
 
 
