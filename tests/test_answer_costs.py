@@ -362,7 +362,7 @@ def test_the_verdict_agrees_with_its_column_and_with_the_other_rows() -> None:
     scattered = ten([100] * 10, [rng.choice((20, 90)) for _ in range(10)], accepted=100)
 
     def said(**rules: list[Answered]) -> tuple[str, list[str]]:
-        names = {"rule": RULE, "loose": loose, "longer": longer}
+        names = {"rule": RULE, "loose": loose, "longer": longer, "draft": "draft"}
         answers = {"target": target, PLAIN: plain, **{names[name]: each for name, each in rules.items()}}
         found = [row(spec, answer_costs(spec, answers)) for spec in answers]
         words = [outcome(each.costs) for each in found if each.strategy in (RULE, loose)]
@@ -372,6 +372,8 @@ def test_the_verdict_agrees_with_its_column_and_with_the_other_rows() -> None:
     fewer = ten([100] * 10, [40] * 10, accepted=100)
     text, words = said(rule=fewer)
     assert words == ["fewer calls"] and text.startswith("spec-cascade opt a=.3 k=4 calls the target least: 0.80x the")
+    alone, _ = said(rule=fewer, draft=ten([90] * 10, [0] * 10))  # the draft model alone calls no target at all
+    assert alone == text
     text, words = said(rule=scattered, loose=fewer)
     assert words == ["not clear", "fewer calls"] and "0.80x" in text and "(1 of 2 rules differ" in text
     # A longer block of plain speculation, or a rule whose saving is not clear, may call the target less.
@@ -489,6 +491,11 @@ def test_the_first_violation_is_reported_and_an_unknown_value_is_one(small: Pair
     assert "as fast as target" in (violated("speedup>=99", of=fine) or "")
     looped = rows[1].model_copy(update={"costs": rows[1].costs.model_copy(update={"looped_share": 0.5})})  # type: ignore[union-attr]
     assert "50.0% of its tokens in loops (target 0.0%)" in (violated("no-loops", of=[rows[0], looped]) or "")
+    shares = (
+        each.model_copy(update={"costs": rows[1].costs.model_copy(update={"looped_share": share})})  # type: ignore[union-attr]
+        for each, share in zip(rows, (0.0506, 0.0507), strict=False)
+    )
+    assert "5.07% of its tokens in loops (target 5.06%)" in (violated("no-loops", of=[*shares]) or "")
 
 
 # --- on the command line, and in sweeps ---

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,13 +111,21 @@ def test_rows_are_filled_up_to_where_the_processor_is_fastest(
     noise = iter([9.0, 1.0, 1.1, 0.9, 7.0, 1.0] * 4)  # the first reads the weights; a pause now and then
     monkeypatch.setattr(packed_linear, "_seconds", lambda _, rows: times[rows] * next(noise))
     monkeypatch.setattr(packed_linear, "_SAMPLE", 2 * 40 * 96 * 4)
+    monkeypatch.setattr(packed_linear, "_LEAST", 40 * 96 * 4)
     model = nn.Sequential(*(layers((96, 40), False)[1] for _ in range(3)))
     assert packed_linear.choose_rows(model) == chosen
     assert [layer.fewest_rows for layer in model] == [chosen] * 3
-    noise = iter([1.0] * 40)
-    monkeypatch.setattr(packed_linear, "_product", lambda x, *rest: x + rest[-1])  # a kernel whose bits depend on rows
-    assert packed_linear.choose_rows(model) == 2 and [layer.fewest_rows for layer in model] == [2] * 3
-    monkeypatch.setattr(packed_linear, "_SAMPLE", 4 * 40 * 96 * 4)  # more than there is: a cache may hold it
+
+    real, noise = packed_linear._product, iter([1.0] * 40)
+
+    def by_rows(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        """The bits of one shape depend on the number of rows: the head, which is the last layer and not timed."""
+        return real(x, weight, *rest) + (rest[-1] if weight.shape[0] == 64 else 0)
+
+    monkeypatch.setattr(packed_linear, "_product", by_rows)
+    model.append(layers((96, 64), False)[1])
+    assert packed_linear.choose_rows(model) == 2 and [layer.fewest_rows for layer in model] == [2] * 4
+    monkeypatch.setattr(packed_linear, "_LEAST", 4 * 40 * 96 * 4)  # more than there is: a cache may hold it
     assert packed_linear.choose_rows(nn.Sequential(*(layers((96, 40), False)[1] for _ in range(3)))) == 2
 
 

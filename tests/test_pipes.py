@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 from cascli import Run
 from cascli.cli.app import app
 from cascli.errors import plain
-from cascli.render.console import Screen
+from cascli.render.console import Screen, _Lasting
 from cascli.render.stream import AnswerStream
 from cascli.trace import Emitted, Round
 
@@ -75,6 +77,7 @@ def test_a_closed_stdin_is_not_an_empty_prompt() -> None:
         ("compare hi -s target -s draft --no-measure -o found.json", "found.json"),
         ("generate hi --json -o found.csv", "found.csv"),
         ("sweep sweep.yaml -o found", "found/results.csv"),
+        ("bench --context 16 --plot found.svg", "found.svg"),
     ],
 )
 def test_files_are_written_though_the_reader_is_gone(
@@ -83,10 +86,52 @@ def test_files_are_written_though_the_reader_is_gone(
     (tmp_path / "sweep.yaml").write_text("pair: tiny-random\nstrategies: [draft, target]\nlimit: 2\n")
     pair = "" if command.startswith("sweep") else "-c tiny-random"
     clean_env.setenv("PYTHONUNBUFFERED", "1" if streams else "")
-    found = shell(f"set -o pipefail; cd {tmp_path}; cascli {command} {pair} --max-new-tokens 3 {streams} | true")
+    most = "" if command.startswith("bench") else "--max-new-tokens 3"
+    found = shell(f"set -o pipefail; cd {tmp_path}; cascli {command} {pair} {most} {streams} | true")
     assert (found.returncode, "Error" in found.stderr) == (0, False)
     written = (tmp_path / file).read_text()
     assert written.count("\n") >= (3 if file.endswith((".jsonl", "results.csv")) else 1)
+
+
+class Failing(io.FileIO):
+    """Raises an error, once."""
+
+    error: OSError | None = None
+
+    def write(self, data, /):
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        return super().write(data)
+
+
+class LastingOverFailing(_Lasting, Failing):
+    """What is tested, over a stream that fails."""
+
+
+@pytest.mark.parametrize("code", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("kind", ["pipe", "file"])
+def test_only_a_reader_can_be_gone(kind: str, code: int, tmp_path: Path) -> None:
+    """A hung-up terminal raises EIO, as does a failing disk; what a file has lost must be an error."""
+    read, written = os.pipe()
+    fd = written if kind == "pipe" else os.open(tmp_path / "file", os.O_CREAT | os.O_WRONLY)
+    with LastingOverFailing(fd, "wb") as stream:
+        stream.error = OSError(code, os.strerror(code))
+        if kind == "pipe" and code != errno.ENOSPC:
+            count = len(list(Path("/proc/self/fd").iterdir()))
+            assert stream.write(b"text") == 4 == stream.write(b"more")
+            assert not stat.S_ISFIFO(os.fstat(fd).st_mode) and len(list(Path("/proc/self/fd").iterdir())) == count
+        else:
+            with pytest.raises(OSError, match=os.strerror(code)):
+                stream.write(b"text")
+    for each in {read, written} - {fd}:
+        os.close(each)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_files_are_written_though_a_stream_was_closed_at_the_start(closed: str, tmp_path: Path) -> None:
+    found = shell(f"cd {tmp_path}; cascli generate hi -c tiny-random --max-new-tokens 3 -o found.json {closed}")
+    assert found.returncode == 0 and Run.from_json((tmp_path / "found.json").read_text()).token_ids
 
 
 @pytest.mark.parametrize("stdin", [b"hi", b"hi\n", b"hi\r\n", b"\xef\xbb\xbfhi\r\n"])

@@ -27,7 +27,7 @@ from cascli.settings import Settings
 from cascli.sweeps import quality, sandbox
 from cascli.sweeps.overriding import overridden
 from cascli.sweeps.plan import NOT_IN_FINGERPRINT, Cell, SweepPlan, load_plan, with_strategies
-from cascli.sweeps.records import Header, Record, Records
+from cascli.sweeps.records import Call, Header, Record, Records
 from cascli.sweeps.run import carry_out
 from cascli.sweeps.table import SweepRow, family, front, rows
 from cascli.sweeps.tasks import Example, Task, programs, task_of
@@ -912,15 +912,21 @@ def test_a_folder_lists_every_call_that_made_answers(tmp_path: Path, monkeypatch
     """Each with its command, machine and first line; a call that adds nothing is not listed."""
     plan = {"pair": "tiny-random", "strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}
     out, pair = tmp_path / "out", load_pair("tiny-random")
+    monkeypatch.setattr("cascli.engine._processor", lambda: "one processor")
     sweep(plan, pair, limit=2, output=out)
+    made = Records(out).header()
     monkeypatch.setattr("cascli.engine._processor", lambda: "another processor")
     sweep(plan, pair, limit=2, output=out, resume=True)  # nothing is left to do
-    assert Records(out).header().differing == {}
+    idle = Records(out).header()
+    assert idle.differing == {} and idle.calls == made.calls and idle.environment == made.environment
+    assert (idle.date, idle.command, idle.version) == (made.date, made.command, made.version)
     sweep(plan, pair, limit=3, output=out, resume=True)
     first, second = Records(out).header().calls
     assert (first.first_line, second.first_line) == (0, 4) and first.date <= second.date
-    assert first.environment["processor"] != "another processor" == second.environment["processor"]
-    assert Records(out).header().differing == {"processor": [first.environment["processor"], "another processor"]}
+    header = Records(out).header()
+    assert header.differing == {"processor": ["one processor", "another processor"]}
+    assert "processor" not in header.shared_environment and header.date == made.date
+    assert header.environment["processor"] == "another processor"
 
 
 def test_older_folders_that_are_resumed_keep_what_they_said_of_their_answers(tmp_path: Path) -> None:
@@ -934,3 +940,59 @@ def test_older_folders_that_are_resumed_keep_what_they_said_of_their_answers(tmp
     first, second = Records(out).header().calls
     assert (first.command, first.first_line, first.environment["threads"]) == ("once", 0, "64")
     assert second.first_line == 2 and second.environment["threads"] != "64"
+
+
+def test_speeds_of_different_machines_meet_no_requirement(plan_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = (str(plan_file), "-o", str(out), "--limit", "1", "-s", "draft", "--temperature", "0")
+    assert run(*command).exit_code == 0
+    assert run(*command, "--resume", "--require", "speedup>=0").exit_code == 0
+    header = Records(out).header()
+    [call] = header.calls
+    other = call.model_copy(update={"environment": call.environment | {"threads": "64"}})
+    Records(out).write_header(header.model_copy(update={"calls": [other, call]}))
+    refused = run(*command, "--resume", "--require", "speedup>=0")
+    assert refused.exit_code == 1
+    assert (
+        "--require speedup: these answers were made by 2 calls under different conditions (threads: 64"
+        in refused.stderr
+    )
+
+
+def test_what_an_older_folder_did_not_record_is_unknown_not_different() -> None:
+    """Except for what is recorded only if it is set."""
+    plan = SweepPlan(strategies=["draft"])
+    header = Header(fingerprint="", plan=plan, metric="f1", environment={"threads": "2"})
+    later = {"threads": "2", "processor": "some processor"}
+
+    def calls(**more: str) -> Header:
+        both = [Call.of(header, None), Call.of(header.model_copy(update={"environment": later | more}), None)]
+        return header.model_copy(update={"calls": both})
+
+    assert calls().differing == {}
+    assert calls(OMP_NUM_THREADS="1").differing == {"OMP_NUM_THREADS": ["not set", "1"]}
+    assert calls(executor="ray, 2 workers").differing == {"executor": ["local", "ray, 2 workers"]}
+
+
+def test_answers_without_a_header_are_not_attributed_to_the_next_call(plan_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = (str(plan_file), "-o", str(out), "-s", "draft", "--temperature", "0")
+    assert run(*command, "--limit", "1").exit_code == 0
+    (out / "sweep.json").unlink()
+    assert run(*command, "--limit", "1", "--resume", "--anyway").exit_code == 0
+    again = run(*command, "--limit", "2", "--resume")
+    unknown, known = Records(out).header().calls
+    assert (unknown.command, unknown.environment, unknown.first_line, known.first_line) == ("", {}, 0, 2)
+    assert "How some of these answers were made is not known" in again.stdout
+
+
+def test_a_call_without_answers_is_not_listed_once_another_made_some(tmp_path: Path) -> None:
+    """Such as one that was killed between the header and its first answer."""
+    plan, records = SweepPlan(strategies=["draft"]), Records(tmp_path)
+    header = Header(fingerprint=plan.fingerprint(), plan=plan, metric="agreement", environment={"device": "A"})
+    killed = Call.of(header.model_copy(update={"environment": {"device": "B"}}), None)
+    records.open(header, resume=False, anyway=False)
+    records.begin(header.model_copy(update={"calls": [killed]}))
+    records.add(Record(cell=plan.cells()[0], problem="1"))
+    [call] = records.header().calls
+    assert (call.environment, call.first_line) == ({"device": "A"}, 0)

@@ -371,5 +371,10 @@ def test_speeds_of_different_machines_are_not_compared() -> None:
     assert page.count("cascli sweep plan.yaml") == 2
     for width in (80, 200):
         assert warning in " ".join(table(ROWS, width, mixed))
+    hardware = [
+        call.model_copy(update={"environment": {"device": name}}) for call, name in zip(calls, "AB", strict=True)
+    ]
+    lead = summary(alone.model_copy(update={"calls": hardware}), ROWS)
+    assert " on B" not in lead and " on x86_64" in summary(alone, ROWS)
     columns = tidy_rows(ROWS, mixed).records
     assert {(row["threads"], row["hardware"]) for row in columns} == {(None, "x86_64 cpu")}

@@ -150,3 +150,28 @@ def test_a_stop_string_that_the_last_token_completes_ends_the_text() -> None:
     step = Round(emitted=[Emitted(id=byte, text="", event="target") for byte in b"a\n\xf0"])
     said = "".join(answer.add(step)[1])
     assert (said, answer.text, answer.finish_reason) == ("a", "a", "stop")
+
+
+def streamed(speller: Speller, ids: Iterable[int]) -> str:
+    stream = Stream(speller)
+    return "".join([stream.push(id) for id in ids]) + stream.flush()
+
+
+def test_what_was_shown_is_neither_repeated_nor_lost_after_broken_bytes() -> None:
+    """A run of broken characters is settled before it ends; of a run of byte tokens, one breaks all."""
+    whole = "a\ufffd\ufffd\ufffda🙂"
+    assert streamed(Speller(byte_tokenizer()), [*whole.encode()]) == whole
+    speller = Speller(pieces([*BYTE_PIECES, "a"], ["<unk>"]))
+    shown = streamed(speller, [0x80, *"🙂й語й".encode(), 256])
+    assert shown.endswith("a") and shown.count("a") == 1
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_letters_between_broken_bytes_are_shown_once(kind: str) -> None:
+    """Whatever bytes surround them, and however the tokenizer decodes a run of bytes."""
+    speller = Speller(byte_tokenizer() if kind == "bytes" else pieces([*BYTE_PIECES, "a"], ["<unk>"]))
+    letter, rng = (ord("a") if kind == "bytes" else 256), random.Random(0)
+    parts = [[0x80], [0xE6, 0x97], [*"語".encode()], [*"🙂".encode()], [*"\ufffd".encode()], [letter]]
+    for _ in range(3000):
+        ids = [id for part in rng.choices(parts, weights=[2, 1, 2, 2, 1, 2], k=rng.randint(1, 20)) for id in part]
+        assert streamed(speller, ids).count("a") == ids.count(letter)

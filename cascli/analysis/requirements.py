@@ -129,8 +129,9 @@ def _loops(row: Judged, target: Judged | None, _: float) -> str | None:
     theirs = target.costs.looped_share if target is not None and target.costs is not None else 0.0
     if row.costs.looped_share <= theirs:
         return None
-    reference = f"target {theirs:.1%}" if target is not None else "none is allowed"
-    share = apart(100 * row.costs.looped_share, round(100 * theirs, 1), 1)
+    share = apart(100 * row.costs.looped_share, 100 * theirs, 1)
+    digits = len(share.partition(".")[2])
+    reference = f"target {100 * theirs:.{digits}f}%" if target is not None else "none is allowed"
     return f"has {share}% of its tokens in loops ({reference})"
 
 

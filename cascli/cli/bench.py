@@ -94,7 +94,7 @@ def command(
     from cascli.render import export
     from cascli.render.bench import print_bench
 
-    plan = common.plan(flags)
+    plan = common.plan(flags, writes=plot is not None)
     contexts = None if context is None else lengths(context, "--context", "128,2048")
     batches = [] if batch is None else sorted({*lengths(batch, "--batch", "1,4,16")})
     outputs = export.outputs(plan.settings, formats.BENCH)

@@ -226,11 +226,15 @@ def _run(
 
 
 def _check(required: Sequence[Requirement], records: Records, plan: SweepPlan) -> None:
-    """Raise if a requirement is violated at some temperature."""
+    """Raise if a requirement is violated at some temperature, or cannot be judged."""
     from cascli.analysis.requirements import first_violation
+    from cascli.render.sweep_words import differences
     from cascli.sweeps.table import rows
 
     every = rows(records.read(), plan) if required else []
+    different = differences(records.header()) if any(each.name == "speedup" for each in required) else None
+    if different is not None:
+        raise CheckFailed(f"--require speedup: {different[:1].lower()}{different[1:]}")
     for temperature in dict.fromkeys(row.temperature for row in every):
         violation = first_violation(required, [row for row in every if row.temperature == temperature])
         if violation is not None:

@@ -74,7 +74,7 @@ class Stream:
 
         A tokenizer that decodes a run of bytes as a whole no longer spells what was shown once a broken byte follows.
         """
-        if text.startswith(self._shown.rstrip(BROKEN)):
+        if text.startswith(self._shown):
             return text[len(self._shown) :]
         return self._speller.text(self._window[self._ends[-1] : count])
 
@@ -82,8 +82,8 @@ class Stream:
         """The part of a long run of broken characters that can no longer change: all but what the last tokens begin."""
         count = len(self._window) - _UNSETTLED
         before = self._speller.text(self._window[:count])
-        if not whole.startswith(before):
-            return ""
+        if (self._ends and count < self._ends[-1]) or not whole.startswith(before):
+            return ""  # what has been shown stays shown
         piece = self._new(before, count)
         self._window = self._window[-_UNSETTLED - 4 :]
         self._ends = [len(self._window) - _UNSETTLED]

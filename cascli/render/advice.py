@@ -96,7 +96,7 @@ MEASURED: list[Column[Confirmed]] = [
     Column("measured\nspeed", lambda row: f"{row.speed.of_means:.2f}x"),
     Column("interval", lambda row: DASH if row.strategy == TARGET else _interval(row.speed), expendable=1),
     Column("pre-\ndicted", lambda row: number(row.predicted, 2, "x") + ("!" if row.surprise else ""), expendable=3),
-    Column("tokens\nper round", lambda row: number(row.tokens_per_round, 1), expendable=4),
+    Column("tokens\nper\nround", lambda row: number(row.tokens_per_round, 1), expendable=4),
     Column("mean\nTV", lambda row: tv(row.mean_tv), expendable=2),
     Column(
         "same\ntext",
@@ -145,7 +145,7 @@ def _shown(advice: Advice) -> list[Candidate]:
 
 
 def _predicted(candidates: list[Candidate], console: Console, *, fancy: bool) -> Table:
-    table = _table(console, ("strategy", "tokens\nper round", "predicted\nspeed", "interval\nof prompts"))
+    table = _table(console, ("strategy", "tokens\nper\nround", "predicted\nspeed", "interval\nof prompts"))
     for candidate in candidates:
         name = short_name(candidate.strategy, fancy=fancy)
         figures = number(candidate.tokens_per_round, 2), f"{candidate.gain:.2f}x", _interval(candidate.speed)

@@ -77,9 +77,9 @@ PROMPTS: list[Column[Priced]] = [
 ]
 """How prompts vary, each with all its turns."""
 ANSWERS: list[Column[Priced]] = [
-    Column("tokens per\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
+    Column("tokens\nper\nround", _of_costs(lambda costs: number(costs.accepted_to_lossless, 2, "x"))),
     Column("length", _of_costs(lambda costs: _ratio(costs.length))),
-    Column("calls per\nanswer", _of_costs(lambda costs: number(costs.target_calls_per_answer, 1)), expendable=1),
+    Column("calls\nper\nanswer", _of_costs(lambda costs: number(costs.target_calls_per_answer, 1)), expendable=1),
     Column("calls against\nspeculative", _of_costs(lambda costs: _ratio(costs.calls_to_lossless))),
     Column("cut", _of_costs(lambda costs: percent(costs.share_cut)), expendable=2),
     Column("verdict", lambda row: DASH if row.strategy in ("target", "draft") else outcome(row.costs)),
@@ -99,7 +99,7 @@ def _distances(*, greedy: bool) -> list[Column[Priced]]:
 
     return [
         Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
-        Column("nats per\nanswer", of(lambda d, answers: nats(nats_per_answer(d, answers, greedy=greedy)))),
+        Column("nats\nper\nanswer", of(lambda d, answers: nats(nats_per_answer(d, answers, greedy=greedy)))),
         Column("largest\npi/p", of(lambda d, _: f"{d.overshoot:.3g}"), expendable=2),
         Column("waste", of(lambda d, _: _waste(d))),
         Column("effi-\nciency", of(lambda d, _: number(efficiency(d)))),

@@ -96,7 +96,7 @@ def _best(prospect: Prospect) -> str:
 
 
 def _synthetic(runs: SyntheticRuns, console: Console) -> list[Table]:
-    headings = ("tokens\nper round", "draft step\nc", "check\nv", "predicted\nspeed-up", "measured\n(synthetic)")
+    headings = ("tokens\nper\nround", "draft step\nc", "check\nv", "predicted\nspeed-up", "measured\n(synthetic)")
     rows = [_account(each) for each in runs.accounts]
     columns = [
         (heading, [row[place] for row in rows])

@@ -34,9 +34,9 @@ def _quality(row: Priced) -> str:
 COLUMNS: list[Column[Priced]] = [
     Column("drafts\npassed", lambda row: number(row.tested_acceptance_rate)),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
-    Column("calls per\nprompt", _calls),
+    Column("calls\nper\nprompt", _calls),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),
-    Column("tokens\nper turn", lambda row: DASH if row.mean_answer_tokens is None else count(row.mean_answer_tokens)),
+    Column("tokens\nper\nturn", lambda row: DASH if row.mean_answer_tokens is None else count(row.mean_answer_tokens)),
     Column("speed", speed_text),
 ]
 """The last ones are dropped first if there is no room, down to four. Calls cover all turns of a prompt."""

@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
 from rich import box
@@ -107,7 +108,8 @@ class _Lasting(io.FileIO):
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO) or stat.S_ISREG(os.fstat(self.fileno()).st_mode):
                 raise  # a file on a failing disk is no reader that has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
             return super().write(data)
 
 
@@ -116,7 +118,9 @@ def _outlast_readers() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         buffer = getattr(stream, "buffer", None)
-        if type(getattr(buffer, "raw", buffer)) is io.FileIO:  # not captured, nor done before
+        # Only the process's own streams: others are captured, or replace one that was closed.
+        own = stream is getattr(sys, f"__{name}__")
+        if own and type(getattr(buffer, "raw", buffer)) is io.FileIO:
             stream.flush()
             lasting = _Lasting(stream.fileno(), "wb", closefd=False)
             buffered = lasting if buffer is getattr(buffer, "raw", buffer) else io.BufferedWriter(lasting)

@@ -38,7 +38,7 @@ def _tables(curve: ExitCurve, out: Console) -> list[Table]:
         ("acceptance", [number(each.acceptance) for each in exits]),
         ("draft step\nc", [number(each.c) for each in exits]),
         ("best\nk", [str(each.best_k) for each in exits]),
-        ("tokens\nper round", [number(each.tokens_per_round) for each in exits]),
+        ("tokens\nper\nround", [number(each.tokens_per_round) for each in exits]),
         ("predicted\nspeed-up", [number(each.speed_up, 2, "x") for each in exits]),
     ]
     return number_tables("layers", [str(each.layers) for each in exits], columns, out)

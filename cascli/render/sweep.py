@@ -31,7 +31,7 @@ QUALITY: list[Column[SweepRow]] = [
     Column("{metric}", lambda row: _with_scatter(row)),
     Column("against\ntarget", lambda row: _difference(row)),
     Column(AGAINST_RANDOM, lambda row: _against_random(row), always=False),
-    Column("log p\nper token", lambda row: number(row.log_likelihood, 3), always=False),
+    Column("log p\nper\ntoken", lambda row: number(row.log_likelihood, 3), always=False),
     Column("answers", lambda row: f"{row.answers}" + (f"\n+{row.errors} failed" if row.errors else "")),
 ]
 """The last one is shown only if strategies differ in it."""

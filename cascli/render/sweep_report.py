@@ -101,7 +101,7 @@ def _facts(header: Header) -> Iterator[tuple[str, str]]:
         "pair": pair_of(header),
         "cascli": header.version,
         **header.environment,
-        **{name: ", then ".join(value or "none" for value in each) for name, each in header.differing.items()},
+        **{name: ", then ".join(each) for name, each in header.differing.items()},
     }
     for key, value in known.items():
         if value:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cascli.analysis.statistics import FEWEST
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, counted, number
+from cascli.render.numbers import counted, number
 from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE, TaskConfig
 from cascli.sweeps.records import Header
@@ -63,7 +63,7 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
     at = "greedily" if temperatures == [0] else "at temperature " + _listed([f"{each:g}" for each in temperatures])
     greedy = " (one if greedy)" if 0 in temperatures else ""
     often = f", each with {len(plan.seeds)} seeds{greedy}" if len(plan.seeds) > 1 and any(temperatures) else ""
-    device = header.environment.get("device", "")
+    device = header.shared_environment.get("device", "")
     where = f" on {device}" if device else ""
     when = f"On {day_of(header)}, " if header.date else ""
     text = (
@@ -96,9 +96,12 @@ def findings(rows: Sequence[SweepRow], header: Header | None = None) -> list[str
 
 def differences(header: Header | None) -> str | None:
     """A warning if the folder's answers were made by calls on different machines, versions or settings."""
-    if header is None or not header.differing:
+    if header is None:
         return None
-    what = "; ".join(f"{name}: {', '.join(value or DASH for value in each)}" for name, each in header.differing.items())
+    if not header.differing:
+        unknown = len(header.calls) > 1 and not all(call.environment for call in header.calls)
+        return "How some of these answers were made is not known: speeds may not be comparable." if unknown else None
+    what = "; ".join(f"{name}: {', '.join(each)}" for name, each in header.differing.items())
     return (
         f"These answers were made by {len(header.calls)} calls under different conditions ({what}): their speeds cannot"
         " be compared."

@@ -128,7 +128,7 @@ class RayExecutor:
         self._ray.shutdown()
 
     def about(self) -> dict[str, str]:
-        """Machine, versions and models of the first worker, and the number of workers.
+        """Machines, versions and models of the workers, and their number.
 
         Raises:
             RunError: a worker could not load the pair, none was ready in time, or the machines differ.
@@ -148,7 +148,9 @@ class RayExecutor:
         self._workers = [calls[call] for call in ready]
         for other in reports[1:]:
             _check_alike(reports[0], other)
-        return {**reports[0], "executor": f"ray, {len(calls)} workers"}
+        # Machines may differ in what does not change answers, such as the processor.
+        every = {key: ", ".join(dict.fromkeys(each[key] for each in reports if key in each)) for key in reports[0]}
+        return {**every, "executor": f"ray, {len(calls)} workers"}
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Estimate every threshold rule at every alpha, on one worker and from its own runs."""

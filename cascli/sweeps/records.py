@@ -91,6 +91,10 @@ class Record(BaseModel):
         return self.target_calls if not self.drafted and drafts_ahead(self.cell.strategy) else self.rounds
 
 
+_UNSET = {"executor": "local", "OMP_NUM_THREADS": "not set"}
+"""What it means that an environment lacks an entry."""
+
+
 class Call(BaseModel):
     """A call that made answers of a folder: it may hold those of several, on different machines."""
 
@@ -130,18 +134,19 @@ class Header(BaseModel):
     ] = Field("cascli.sweep/1.6", alias="schema")
     fingerprint: str
     version: str = __version__
-    """The version of cascli, at the last call."""
+    """The version of cascli at the last call that made answers."""
     plan: SweepPlan
     metric: str
     """How answers are scored."""
     date: str | None = None
     """When the sweep was started, or resumed if the start was not recorded: in UTC, ISO 8601; None in older folders."""
     command: str = ""
-    """The last call: its command line, quoted for a shell, or the call from Python."""
+    """The last call that made answers: its command line, quoted for a shell, or the call from Python."""
     pair: str | None = None
     """The pair's name; None in older folders."""
     environment: dict[str, str] = {}
-    """Machine, versions and threads at the last call, as for a run; the source and precision of each model."""
+    """Machine, versions and threads at the last call that made answers, as for a run; the source and precision of each
+    model."""
     calls: list[Call] = []
     """Every call that made answers of the folder, oldest first; empty in older folders."""
     matched: list[str] = []
@@ -160,13 +165,14 @@ class Header(BaseModel):
 
     @property
     def differing(self) -> dict[str, list[str]]:
-        """Entries of the environment in which the calls differ, each with its values in the order of the calls."""
-        values = {
-            name: [call.environment.get(name, "") for call in self.calls]
-            for call in self.calls
-            for name in call.environment
-        }
-        return {name: list(dict.fromkeys(each)) for name, each in values.items() if len(set(each)) > 1}
+        """Entries of the environment in which the calls differ, each with its values in the order of the calls.
+
+        What a call's environment lacks is unknown, as older versions recorded less, or else as in `_UNSET`.
+        """
+        names = dict.fromkeys(name for call in self.calls for name in call.environment)
+        values = {name: [call.environment.get(name, _UNSET.get(name)) for call in self.calls] for name in names}
+        known = {name: list(dict.fromkeys(each for each in every if each)) for name, every in values.items()}
+        return {name: each for name, each in known.items() if len(each) > 1}
 
     @property
     def shared_environment(self) -> dict[str, str]:
@@ -188,7 +194,10 @@ class Records:
         self.file = folder / "records.jsonl"
         self.header_file = folder / "sweep.json"
         self._num_saved = 0
-        self._unrecorded: Call | None = None
+        self._header: Header | None = None
+        """The header of a call that has made no answer yet."""
+        self._date = ""
+        """When that call began."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -234,7 +243,8 @@ class Records:
         self._unpack()
         self._drop_partial_line()
         if not self.header_file.exists():
-            self.write_header(header)
+            unknown = Call(date=None, command="", version="", environment={}, first_line=0)
+            self.write_header(header.model_copy(update={"calls": [unknown] if self.holds_answers else []}))
         records = list(self.read())
         for spec in {record.cell.strategy for record in records}:
             try:
@@ -262,9 +272,12 @@ class Records:
             self._packed.unlink()
 
     def begin(self, header: Header) -> None:
-        """Write the header; this call joins its list of calls with its first answer, as some calls add none."""
-        self.write_header(header)
-        self._unrecorded = Call.of(header, now())
+        """Write the header. What it says of this call is written with its first answer, as some calls add none."""
+        self._header = header
+        last = header.calls[-1:]
+        made = {key: getattr(call, key) for call in last for key in ("command", "version", "environment")}
+        self.write_header(header.model_copy(update=made))
+        self._date = now()
 
     def write_header(self, header: Header) -> None:
         """Write down what the records are made from."""
@@ -320,10 +333,11 @@ class Records:
         if self._num_saved and not self.file.exists():
             raise RunError(f"{self.file}: was removed while the sweep was running; its answers are lost")
         self._num_saved += 1
-        if self._unrecorded is not None:
-            header, call = self.header(), self._unrecorded.model_copy(update={"first_line": len(self._lines())})
-            self.write_header(header.model_copy(update={"calls": [*header.calls, call]}))
-            self._unrecorded = None
+        if self._header is not None:
+            call = Call.of(self._header, self._date).model_copy(update={"first_line": len(self._lines())})
+            earlier = [each for each in self._header.calls if each.first_line < call.first_line]
+            self.write_header(self._header.model_copy(update={"calls": [*earlier, call]}))
+            self._header = None
         with named(self.file), self.file.open("ab") as file:
             file.write(record.model_dump_json().encode() + b"\n")
             file.flush()

@@ -61,7 +61,7 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
         top_p=plan.top_p,
         max_new_tokens=plan.max_new_tokens,
         concurrency=sizes.pop() if len(sizes) == 1 else None,
-        hardware=header.environment.get("device"),
+        hardware=header.shared_environment.get("device"),
     )
 
 

@@ -12,6 +12,7 @@ target alone would be slower than it need be, and all that is compared with it w
 from __future__ import annotations
 
 import time
+from itertools import accumulate
 from statistics import median
 from typing import Self
 
@@ -26,7 +27,9 @@ _FEWEST = 2
 _CANDIDATES = (2, 4, 5, 6)
 """Numbers of rows that `choose_rows` times."""
 _SAMPLE = 400_000_000
-"""Bytes of weights to time: more than the caches of most processors hold."""
+"""Bytes of weights to time, if there are as many."""
+_LEAST = 150_000_000
+"""Bytes of weights below which nothing is timed: many processors hold them in their caches."""
 _GAIN = 0.92
 """Time relative to that of two rows from which more rows are worth it."""
 
@@ -107,26 +110,24 @@ class DenseLinear(nn.Linear):
 def choose_rows(model: nn.Module) -> int:
     """Measure at how many rows the model's packed layers are fastest, let fewer rows be filled up to it, and return it.
 
-    Layers are timed in turn on a part of the weights that no cache holds; a model with fewer is left as it is, and so
+    Layers are timed in turn on a part of the weights that caches do not hold; a small model is left as it is, and so
     is one whose rows would not keep their bits: the same tokens must come out whatever was measured.
     """
-    sample: list[PackedLinear] = []
-    for layer in model.modules():
-        if isinstance(layer, PackedLinear) and sum(each.weight_bytes for each in sample) < _SAMPLE:
-            sample.append(layer)
-    if sum(each.weight_bytes for each in sample) < _SAMPLE:
+    layers = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
+    sizes = list(accumulate(layer.weight_bytes for layer in layers))
+    if not sizes or sizes[-1] < _LEAST:
         return _FEWEST
+    sample = layers[: 1 + next((i for i, size in enumerate(sizes) if size >= _SAMPLE), len(layers))]
     times: dict[int, list[float]] = {rows: [] for rows in _CANDIDATES}
     _seconds(sample, _FEWEST)  # reads the weights from disk, if they are mapped
     for _ in range(5):
         for rows, each in times.items():
             each.append(_seconds(sample, rows))
-    medians = {rows: median(each) for rows, each in times.items()}
-    best = min(medians, key=lambda rows: medians[rows])
-    chosen = best if medians[best] < _GAIN * medians[_FEWEST] and _same_bits(sample, best) else _FEWEST
-    for layer in model.modules():
-        if isinstance(layer, PackedLinear):
-            layer.fewest_rows = chosen
+    best = min(times, key=lambda rows: min(times[rows]))
+    faster = all(of(times[best]) < _GAIN * of(times[_FEWEST]) for of in (min, median))  # not by chance
+    chosen = best if faster and _same_bits(layers, best) else _FEWEST
+    for layer in layers:
+        layer.fewest_rows = chosen
     return chosen
 
 

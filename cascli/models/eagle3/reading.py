@@ -12,6 +12,7 @@ from torch import Tensor
 from cascli.errors import RunError
 from cascli.models.checkpoint import files_of
 from cascli.models.cpu.fit import Done, fit
+from cascli.models.cpu.packed_linear import choose_rows
 from cascli.models.cut_head import CutHead
 from cascli.models.eagle3.head import Eagle3Head
 from cascli.models.eagle3.layout import Layout
@@ -61,6 +62,7 @@ def read_head(folder: Path, layout: Layout, dtype: str, device: torch.device, do
     head.eval().requires_grad_(False)
     if device.type == "cpu":
         fit(head, dtype, done=done)
+        choose_rows(head)
         return head
     return head.to(device, DTYPES[dtype])
 
