@@ -78,6 +78,7 @@ def test_three_strategies_fit_a_small_terminal(saved: Comparison) -> None:
             "runs": [run for run in saved.runs if run.spec in few],
             "summary": [row for row in saved.summary if row.strategy in few],
             "explanation": None,
+            "draft_lengths": [],
         }
     )
     assert len(page(small, 80, color=True).splitlines()) <= 24

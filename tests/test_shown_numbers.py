@@ -311,7 +311,7 @@ def explained(measured: float, best: float | None, missed: float) -> Any:
 
 def test_an_explanation_does_not_contradict_its_verdict() -> None:
     about, slower = sentence(explained(0.9955, 1.3, 0.9)), sentence(explained(0.9, 1.3, 0.7))
-    assert "Slower" not in about and "best k 4 (1.17x)" in about
+    assert "Slower" not in about and "best k 4 (1.17x if later drafts pass as often)" in about
     assert "Slower than target alone here." in slower and "no k is expected to gain (best k 4: 0.91x)" in slower
 
 

@@ -129,10 +129,12 @@ def _loops(row: Judged, target: Judged | None, _: float) -> str | None:
     theirs = target.costs.looped_share if target is not None and target.costs is not None else 0.0
     if row.costs.looped_share <= theirs:
         return None
-    share = apart(100 * row.costs.looped_share, 100 * theirs, 1)
-    digits = len(share.partition(".")[2])
-    reference = f"target {100 * theirs:.{digits}f}%" if target is not None else "none is allowed"
-    return f"has {share}% of its tokens in loops ({reference})"
+    both = [100 * row.costs.looped_share, 100 * theirs]
+    share, reference = next(
+        (texts for texts in ([f"{each:.{n}f}%" for each in both] for n in range(1, MOST_DIGITS)) if len({*texts}) > 1),
+        [f"{each}%" for each in both],
+    )
+    return f"has {share} of its tokens in loops ({f'target {reference}' if target is not None else 'none is allowed'})"
 
 
 def _length(row: Judged, _: Judged | None, bound: float) -> str | None:

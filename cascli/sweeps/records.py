@@ -169,8 +169,9 @@ class Header(BaseModel):
 
         What a call's environment lacks is unknown, as older versions recorded less, or else as in `_UNSET`.
         """
-        names = dict.fromkeys(name for call in self.calls for name in call.environment)
-        values = {name: [call.environment.get(name, _UNSET.get(name)) for call in self.calls] for name in names}
+        known_calls = [call.environment for call in self.calls if call.environment]
+        names = dict.fromkeys(name for environment in known_calls for name in environment)
+        values = {name: [each.get(name, _UNSET.get(name)) for each in known_calls] for name in names}
         known = {name: list(dict.fromkeys(each for each in every if each)) for name, every in values.items()}
         return {name: each for name, each in known.items() if len(each) > 1}
 
@@ -274,8 +275,8 @@ class Records:
     def begin(self, header: Header) -> None:
         """Write the header. What it says of this call is written with its first answer, as some calls add none."""
         self._header = header
-        last = header.calls[-1:]
-        made = {key: getattr(call, key) for call in last for key in ("command", "version", "environment")}
+        known = [call for call in header.calls[-1:] if call.environment]
+        made = {key: getattr(call, key) for call in known for key in ("command", "version", "environment")}
         self.write_header(header.model_copy(update=made))
         self._date = now()
 
