@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -150,7 +151,12 @@ def test_ignored_signals_stay_ignored(ignored: str, ended: list[bool]) -> None:
     )
     trap = f"trap '' {ignored}; " if ignored else ""
     command = f'{trap}exec {sys.executable} -c "{script}"'
-    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+
+    def none_ignored() -> None:  # as they may be for the tests themselves
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_DFL)
+
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, preexec_fn=none_ignored)
     assert found.stdout.strip() == str(ended)
 
 
