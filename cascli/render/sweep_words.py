@@ -189,7 +189,7 @@ def _beyond_chance(rows: Sequence[SweepRow]) -> str | None:
     beyond = [row for row in judged if is_beyond_chance(row)]
     if not beyond:
         return (
-            "the quality of no strategy with loss differs from the target's by more than its 95% interval:"
+            "no lossy strategy's quality differs from the target's by more than its 95% interval:"
             " these prompts cannot tell them apart."
         )
     names = [short_name(row.strategy) for row in beyond[:3]]
