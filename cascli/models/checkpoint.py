@@ -7,7 +7,7 @@ would be a second copy of everything. Here a model is created without weights, a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -47,8 +47,8 @@ def open_checkpoint(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) 
     if required - files.keys() or files.keys() - persistent.keys():
         return None
     # Layers take whatever is read: another shape would fail at the first token, or never.
-    for name, file in files.items():
-        stored, expected = _shape(file, name), [*persistent[name].shape]
+    for name, stored in _shapes(files):
+        expected = [*persistent[name].shape]
         if stored != expected:
             raise RunError(f"{folder}: '{name}' has shape {stored}, but the folder's config.json requires {expected}.")
     for name, buffer in model.named_buffers():
@@ -85,10 +85,12 @@ def _tied(model: PreTrainedModel) -> dict[str, str]:
     return dict(keys) if tied else {}
 
 
-def _shape(file: Path, name: str) -> list[int]:
-    """The shape of one tensor, from the file's header alone."""
-    with safe_open(file, framework="pt") as opened:
-        return [*opened.get_slice(name).get_shape()]
+def _shapes(files: Mapping[str, Path]) -> Iterator[tuple[str, list[int]]]:
+    """The names and shapes of all tensors, from the files' headers alone."""
+    for file in dict.fromkeys(files.values()):
+        with safe_open(file, framework="pt") as opened:
+            for name in (name for name, where in files.items() if where == file):
+                yield name, [*opened.get_slice(name).get_shape()]
 
 
 def _read(file: Path, name: str) -> Tensor:
