@@ -227,13 +227,24 @@ class PairConfig(Strict):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads `1e-5` as text (YAML 1.1 requires a dot); here it is a number, as in YAML 1.2."""
+    """Numbers as in YAML 1.2: PyYAML (1.1) reads `1e-5` as text, since it has no dot, `010` as 8 and `1:30` as 90."""
+
+    def decimal(self, node: yaml.ScalarNode) -> int:
+        """An integer, whatever zeros it begins with; 0x and 0o as in Python."""
+        text = node.value.replace("_", "").lower()
+        return int(text, 0) if text.lstrip("+-")[:2] in ("0x", "0o") else int(text)
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:float"]
+    first: [pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int")]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.decimal)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:\d[\d_]*|0x[\da-f][\da-f_]*|0o[0-7][0-7_]*)$", re.I),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
