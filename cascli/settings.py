@@ -109,7 +109,10 @@ def _takes_bools(kind: Any) -> bool:
     return any(map(_takes_bools, get_args(kind)))
 
 
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+DEVICE, SHA256 = r"^(auto|cpu|cuda(:\d+)?)$", r"^[0-9a-f]{64}$"
+EXPECTED = {DEVICE: "expected auto, cpu, cuda or a card such as cuda:1", SHA256: "expected 64 hex digits"}
+"""What to say of text that does not match a pattern."""
+Device = Annotated[str, Field(pattern=DEVICE)]
 Count = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TopK = Annotated[int, Field(ge=0)]
@@ -276,6 +279,8 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, st
     if problem["type"] == "model_type":
         return where, f"expected keys and values (got {printed(problem['input'])})"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
+        message = EXPECTED.get(problem["ctx"]["pattern"], message)
     hint = ""
     if problem["type"] == "literal_error":
         hint = suggestion(str(problem["input"]), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))

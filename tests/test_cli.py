@@ -157,6 +157,11 @@ def test_checks_set_the_exit_code(cli) -> None:
         (["generate", "x", "--stop", "y", "--stop", ""], 2, "--stop: a stop text must not be empty"),
         (["generate", "x", "--dtype", "int4"], 2, "--dtype"),
         (["generate", "x", "--device", "cuda:99"], 3, "CUDA"),
+        (
+            ["generate", "x", "--device", "gpu"],
+            2,
+            "--device: expected auto, cpu, cuda or a card such as cuda:1 (got 'gpu')",
+        ),
         (["generate", "x" * 3000], 2, "context is 1024"),
         (["generate", "x", "--prompts", "none.jsonl"], 2, "not both"),
         (["generate", "--prompts", "none.jsonl"], 2, "no such file"),
