@@ -996,3 +996,15 @@ def test_a_call_without_answers_is_not_listed_once_another_made_some(tmp_path: P
     records.add(Record(cell=plan.cells()[0], problem="1"))
     [call] = records.header().calls
     assert (call.environment, call.first_line) == ({"device": "A"}, 0)
+
+
+def test_strategies_that_cannot_run_are_named_before_anything_runs(plan_file: Path, tmp_path: Path) -> None:
+    """Their answers fail one by one; the others are made."""
+    out = tmp_path / "out"
+    impossible = ("-s", "speculative:draft=early-exit,layers=9,k=2", "-s", "draft")
+    found = run(str(plan_file), "-o", str(out), "--limit", "1", "--temperature", "0", *impossible)
+    assert found.exit_code == 0
+    said = " ".join(found.stderr.split())
+    assert said.startswith(f"the answers of {impossible[1]} will fail: layers=9: the model has 3 layers; use 1 to 2.")
+    assert said.count("will fail") == 1
+    assert {record.cell.strategy for record in Records(out).read() if record.error} == {impossible[1]}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +15,7 @@ from cascli.cli.app import app
 from cascli.config import load_config
 from cascli.errors import RunError, UsageError
 from cascli.sweeps.plan import load_plan
+from cascli.sweeps.ray_executor import RayExecutor
 from cascli.sweeps.records import Record, Records
 from cascli.sweeps.tasks import task_of
 from cascli.sweeps.units import units
@@ -56,7 +59,6 @@ def plain(records: Records) -> list[Record]:
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_cluster_that_is_gone_is_not_waited_for(alive: bool) -> None:
     """Its calls never end; as long as a node is alive, the wait continues."""
-    from cascli.sweeps.ray_executor import RayExecutor
 
     looks = []
 
@@ -79,6 +81,45 @@ def test_a_cluster_that_is_gone_is_not_waited_for(alive: bool) -> None:
             executor._first_of(["call"], patient=True)
 
 
+class Lost(Exception):
+    """Stands for Ray's own errors."""
+
+
+def cluster_of(*answers: Any) -> RayExecutor:
+    """An executor whose workers answer every call at once: with a value, or by being lost."""
+
+    def get(calls: Any) -> Any:
+        for each in calls if isinstance(calls, list) else [calls]:
+            if each is None:
+                raise Lost
+        return calls
+
+    executor = RayExecutor.__new__(RayExecutor)
+    executor._ray = SimpleNamespace(
+        get=get, wait=lambda calls, **_: (calls, []), exceptions=SimpleNamespace(RayError=Lost)
+    )
+    remote = [SimpleNamespace(remote=lambda each=each: each) for each in answers]
+    executor._workers = [SimpleNamespace(about=each, unable=each) for each in remote]
+    return executor
+
+
+class Report(dict):
+    """A worker's answer that can be a key, as Ray's references can."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def test_machines_that_differ_in_speed_are_all_named() -> None:
+    one = Report(processor="A", threads="2", torch="2.13.0")
+    about = cluster_of(one, Report(one | {"processor": "B"}), Report(one)).about()
+    assert about == {"processor": "A, B", "threads": "2", "torch": "2.13.0", "executor": "ray, 3 workers"}
+
+
+def test_strategies_that_cannot_run_are_asked_of_a_worker() -> None:
+    assert cluster_of({"draft": "why"}).unable() == {"draft": "why"}
+    assert cluster_of(None).unable() == {}  # its work is given to others
+
+
 @pytest.mark.slow
 def test_placement_changes_no_answers_and_resume_continues(plan_file: Path, tmp_path: Path, address: str) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
@@ -98,13 +139,12 @@ def test_placement_changes_no_answers_and_resume_continues(plan_file: Path, tmp_
 def test_a_lost_worker_is_replaced(plan_file: Path, address: str) -> None:
     import ray
 
-    from cascli.sweeps.ray_executor import RayExecutor
-
     plan = load_plan(plan_file)
     exam = task_of(plan, plan_file.parent)
     work = list(units(plan, exam))
     with RayExecutor(load_config(plan.pair), plan, exam, address=address) as cluster:
         cluster.about()
+        assert cluster.unable() == {}
         first = set(cluster._workers)
         found = []
         for record in cluster.run(work):
@@ -118,7 +158,6 @@ def test_a_lost_worker_is_replaced(plan_file: Path, address: str) -> None:
 
 @pytest.mark.slow
 def test_a_pair_that_cannot_be_loaded_is_named(plan_file: Path, address: str) -> None:
-    from cascli.sweeps.ray_executor import RayExecutor
 
     plan = load_plan(plan_file).model_copy(update={"device": "cuda"})
     exam = task_of(plan, plan_file.parent)
@@ -131,7 +170,6 @@ def test_a_pair_that_cannot_be_loaded_is_named(plan_file: Path, address: str) ->
 def test_unavailable_cluster_resources_are_reported_immediately(
     plan_file: Path, address: str, device: str, workers: int | None, words: str
 ) -> None:
-    from cascli.sweeps.ray_executor import RayExecutor
 
     plan = load_plan(plan_file).model_copy(update={"device": device})
     with pytest.raises(UsageError, match=words):

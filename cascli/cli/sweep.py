@@ -204,6 +204,8 @@ def _run(
     from cascli.sweeps.plan import with_strategies
     from cascli.sweeps.run import all_failed, carry_out, completed_header
 
+    for spec, reason in executor.unable().items():
+        inputs.screen.note(f"the answers of {spec} will fail: {reason}")
     before = records.header() if done else None
     if plan.match:
         with Progress(inputs.screen, "recording", counted=True) as progress:

@@ -152,6 +152,13 @@ class RayExecutor:
         every = {key: ", ".join(dict.fromkeys(each[key] for each in reports if key in each)) for key in reports[0]}
         return {**every, "executor": f"ray, {len(calls)} workers"}
 
+    def unable(self) -> dict[str, str]:
+        """The strategies of the plan that cannot run with this pair, and why; empty if the worker asked is lost."""
+        try:
+            return dict(self._ray.get(self._workers[0].unable.remote()))
+        except self._ray.exceptions.RayError:  # its work is given to others later
+            return {}
+
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Estimate every threshold rule at every alpha, on one worker and from its own runs."""
         return self._from_one_worker(self._workers[0].rule_estimates.remote(k))
@@ -254,6 +261,9 @@ class _Actor:
 
     def about(self) -> dict[str, str]:
         return self._worker.about()
+
+    def unable(self) -> dict[str, str]:
+        return self._worker.unable()
 
     def rule_estimates(self, k: int) -> list[RuleEstimate]:
         return self._worker.rule_estimates(k)

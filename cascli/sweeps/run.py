@@ -39,6 +39,9 @@ class Executor(Protocol):
     def about(self) -> dict[str, str]:
         """Machine, versions and models."""
 
+    def unable(self) -> dict[str, str]:
+        """The strategies of the plan that cannot run with this pair, whose answers will fail, and why."""
+
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Estimate every rule at every alpha and temperature, along one speculative run per prompt."""
 

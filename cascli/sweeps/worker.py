@@ -15,7 +15,7 @@ from cascli.analysis.matching import Matched
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.analysis.speculation_profile import histogram
 from cascli.chat import Conversation, encode
-from cascli.engine import Request, environment
+from cascli.engine import Request, check_models, environment
 from cascli.errors import RunError, UsageError
 from cascli.jobs.generate import decode, warm_up_tokens
 from cascli.jobs.match import fitting
@@ -50,6 +50,16 @@ class Worker:
         """Machine, versions, and both models as they were loaded."""
         loaded = {str(role): f"{model.source} {model.dtype}" for role, model in self._pair.models.items()}
         return environment(self._pair.device) | loaded | {"target device": str(self._pair.device)}
+
+    def unable(self) -> dict[str, str]:
+        """The strategies of the plan that cannot run with this pair, and why."""
+        reasons = {}
+        for spec in self._plan.specs():
+            try:
+                check_models(self._pair, parse(spec))
+            except (RunError, UsageError) as error:
+                reasons[spec] = str(error)
+        return reasons
 
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Estimate every threshold rule at every alpha and temperature, along one speculative run per prompt."""
