@@ -25,6 +25,10 @@ JSON_BYTES = 1024 * MEGABYTE
 _PIPES = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 
 
+_PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
+"""How gzip, zip, zstd, xz and bzip2 files begin."""
+
+
 def text_of(path: Path, max_bytes: int, *, encoding: str = "utf-8") -> str:
     """The text of a file of at most `max_bytes` bytes.
 
@@ -36,7 +40,10 @@ def text_of(path: Path, max_bytes: int, *, encoding: str = "utf-8") -> str:
         if not stat.S_ISREG(path.stat().st_mode) and not str(path).startswith(_PIPES):
             raise UsageError(f"{path}: cannot be read: it is {'a folder' if path.is_dir() else 'not a regular file'}")
         with path.open("rb") as file:
-            return bounded(file, str(path), max_bytes).decode(encoding)
+            data = bounded(file, str(path), max_bytes)
+        if data.startswith(_PACKED):
+            raise UsageError(f"{path}: cannot be read: it is compressed; unpack it first")
+        return data.decode(encoding)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # not text, or a name with a NUL

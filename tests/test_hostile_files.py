@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -131,6 +134,13 @@ def test_size_is_bounded(tmp_path: Path) -> None:
     at_once(lambda: text_of(file, 4), UsageError, "larger than 0 MB")
     with Path("/dev/zero").open("rb") as zeros:
         at_once(lambda: bounded(zeros, "stdin", 1 << 20), UsageError, "stdin: larger than 1 MB")
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(b"text"), bz2.compress(b"text"), lzma.compress(b"text")])
+def test_compressed_text_is_called_that(packed: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl.gz"
+    file.write_bytes(packed)
+    at_once(lambda: text_of(file, 99), UsageError, "it is compressed; unpack it first")
 
 
 def test_json_errors_state_the_place() -> None:
