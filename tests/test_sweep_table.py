@@ -147,11 +147,12 @@ def test_findings_agree_with_the_table() -> None:
     assert "is faster than target alone" in slow[1] and slow[1].startswith("No other strategy whose quality is not")
 
 
-def test_findings_state_whether_the_fastest_is_within_chance() -> None:
-    def scattered(spec: str, speed: float, low: float, high: float) -> SweepRow:
-        kinds = {"speed_interval": (low, high), "speed_interval_kind": "95%"}
-        return row(spec, 0.0, -0.1, 0.1, speed).model_copy(update=kinds)
+def scattered(spec: str, speed: float, low: float, high: float) -> SweepRow:
+    kinds = {"speed_interval": (low, high), "speed_interval_kind": "95%"}
+    return row(spec, 0.0, -0.1, 0.1, speed).model_copy(update=kinds)
 
+
+def test_findings_state_whether_the_fastest_is_within_chance() -> None:
     target = row("target", 0.0, 0.0, 0.0, 1.0)
     sure = [scattered("speculative:k=4", 1.5, 1.2, 1.9), scattered("draft", 3.0, 2.5, 3.6)]
     assert findings([target, *sure])[0].endswith("is 1.50x (1.20-1.90) target alone.")
@@ -167,10 +168,6 @@ def test_findings_state_whether_the_fastest_is_within_chance() -> None:
 
 
 def test_findings_deny_no_speed_up_that_an_interval_allows() -> None:
-    def scattered(spec: str, speed: float, low: float, high: float) -> SweepRow:
-        kinds = {"speed_interval": (low, high), "speed_interval_kind": "95%"}
-        return row(spec, 0.0, -0.1, 0.1, speed).model_copy(update=kinds)
-
     target = row("target", 0.0, 0.0, 0.0, 1.0)
     perhaps = [scattered("speculative:k=4", 0.98, 0.85, 1.15), scattered("draft", 0.97, 0.9, 1.05)]
     lossless, lossy, _ = findings([target, *perhaps])

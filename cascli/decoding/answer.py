@@ -16,7 +16,7 @@ class Answer:
         self._stops = StopStrings(stop)
         self._stop_ids = speller.markup(stop)
         self._stream = Stream(speller)
-        self._said = ""
+        self._streamed = ""
         self._limit = limit
         self.rounds: list[Round] = []
         self.token_ids: list[int] = []
@@ -53,7 +53,7 @@ class Answer:
             tail, stopped = self._stops.push(self._stream.flush())
             shown += tail + ("" if stopped else self._stops.flush())
             self.finish_reason = "stop" if stopped else self.finish_reason
-        self._said += shown
+        self._streamed += shown
         return shown
 
     @property
@@ -63,4 +63,4 @@ class Answer:
         While it has not ended, or if it was interrupted, what is held back is part of it.
         """
         ended = self.finish_reason not in (None, "interrupted")
-        return self._said if ended else self._said + self._stops.pending + self._stream.flush()
+        return self._streamed if ended else self._streamed + self._stops.pending + self._stream.flush()

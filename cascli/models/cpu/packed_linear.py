@@ -5,7 +5,7 @@ three times as long for two rows as for one, and sums in a different order for o
 is memory-bound for all of these, and gives a row the same bits in any block (measurements in benchmarks/LOG.md).
 
 A single row becomes two, because oneDNN has another kernel for vectors. On some processors its kernel for five rows
-takes 0.6 times as long as that for two, and rows are added up to there: `choose_rows` measures how many. Otherwise the
+takes 0.6 times as long as that for two, so fewer rows are filled up: `choose_rows` measures to how many. Otherwise the
 target alone would be slower than it need be, and all that is compared with it would look too fast.
 """
 
