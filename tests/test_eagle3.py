@@ -497,3 +497,13 @@ def test_rules_are_not_judged_where_the_head_proposes_nothing(tmp_path: Path) ->
     options = {"match": {"target_calls_per_token": 0.5}, "rules": ["head"], "measure": False}
     with pytest.raises(RunError, match=r"proposes nothing this far into the text, .*\n.*shorter prompts"):
         compare(loaded, "hi", max_new_tokens=8, temperature=1.0, **options)
+
+
+def test_rows_are_chosen_for_the_target_and_for_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the head would be slower than it need be where the target is not."""
+    measured: list[str] = []
+    for module in ("cascli.models.load", "cascli.models.eagle3.reading"):
+        monkeypatch.setattr(f"{module}.choose_rows", lambda model: measured.append(type(model).__name__))
+    write_head(tmp_path, VOCAB, IDS)
+    load_pair(pair_with_head(tmp_path, VOCAB))
+    assert len(measured) == 2 and "Eagle3Head" in measured

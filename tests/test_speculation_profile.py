@@ -21,7 +21,7 @@ from cascli.errors import UsageError
 from cascli.prompts import Prompt
 from cascli.strategies import parse
 from cascli.sweeps.plan import Cell
-from cascli.sweeps.records import Record
+from cascli.sweeps.records import Call, Record
 from cascli.sweeps.speculation_profile import of_sweep
 from cascli.trace import with_params
 from tests.sweeps import header_of, plan_of
@@ -285,5 +285,10 @@ def test_a_sweep_profile_uses_the_first_temperature_and_any_single_batch_size() 
     assert found.acceptance_length_histogram == {"1": 1, "2": 2, "3": 8}
     how = found.measurement_conditions
     assert (how.temperature, how.concurrency, how.num_prompts) == (1.0, 4, 2)
+    assert how.hardware == "x86_64 cpu"
+    one = Call.of(header_of(plan), None)
+    calls = [one, one.model_copy(update={"environment": {"device": "another"}})]
+    elsewhere = of_sweep(records, header_of(plan, calls=calls), [spec])
+    assert elsewhere.measurement_conditions.hardware is None
     mixed = of_sweep([*records, record(1.0, "c", [1, 0, 0], 2)], header_of(plan), [spec])
     assert mixed.measurement_conditions.concurrency is None
