@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from cascli import Pair, Run, generate
 from cascli.analysis import theory
 from cascli.analysis.explanation import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, explain
 from cascli.analysis.profile import Profile, timing
+from cascli.analysis.replay import along
 from cascli.jobs.compare import Repeats, compare
 from cascli.jobs.synthetic import Synthetic
 from cascli.render.explanation import noise_line, sentence, steps_line
@@ -29,6 +31,12 @@ def with_seconds(run: Run, **seconds: float) -> Run:
     """The run with a total of one second, none of it before the first token."""
     told = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, **seconds})
     return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": told})})
+
+
+def gain(a: float | None, k: int, n: int, cost: Callable[[int], float], behind: float = 0.0) -> float:
+    """The exact speed of an answer that the limit ends after n tokens, if every draft passes with probability `a`."""
+    assert a is not None
+    return n / theory.expected_cost(n, along([a] * n, k), cost, behind)
 
 
 def test_bottlenecks_are_named(text_pair: Pair, any_noise: None) -> None:
@@ -49,7 +57,7 @@ def test_bottlenecks_are_named(text_pair: Pair, any_noise: None) -> None:
 def test_overhead_is_taken_off_once(text_pair: Pair) -> None:
     """Without it the speed-up is the prediction, and never more than k + 1 tokens per target step."""
     costs = flat(0.1, {5: 1.0})
-    ideal = theory.tokens_per_round(1.0, 4, 40) / 1.4
+    ideal = gain(1.0, 4, 40, lambda j: 1 + 0.1 * j)
     target, run = synthetic(text_pair, 1.0, 4, 40, other=0.6, speed=0.4 * ideal)
     why = account([run], [target, run], costs)
     assert why.bottleneck == OVERHEAD
@@ -61,19 +69,19 @@ def test_time_outside_the_models_counts_for_the_target_alone_too(text_pair: Pair
     """0.15 steps outside the models after every call of the target, alone and in a round."""
     target, run = synthetic(text_pair, 0.8, 4, 60, other=0.0, speed=1.0)
     rounds, c = run.metrics.num_rounds, 0.1
-    spent = rounds * (4 * c + 1.0 + 0.15)
+    spent = run.metrics.num_draft_tokens * c + rounds * (1.0 + 0.15)
     target = with_seconds(target, total=60 * 1.15, other=60 * 0.15)
     run = with_seconds(run, total=spent, other=rounds * 0.15)
     why = account([run], [target, run], flat(c, {5: 1.0}))
     assert why.measured_speed_up == pytest.approx(60 * 1.15 / spent)
-    tokens = theory.tokens_per_round(why.acceptance or 0.0, 4, 60)
-    assert why.predicted_with_overhead == pytest.approx(tokens * 1.15 / (4 * c + 1.15))
-    assert why.predicted_speed_up == pytest.approx(tokens / (4 * c + 1.0))
+    predicted = gain(why.acceptance, 4, 60, lambda j: 1 + c * j)
+    assert why.predicted_with_overhead == pytest.approx(predicted * 1.15 * (1 - rounds * 0.15 / spent))
+    assert why.predicted_speed_up == pytest.approx(predicted)
 
 
 def test_no_cause_is_named_if_timings_are_too_noisy(text_pair: Pair) -> None:
     """With step times that differ by twice their median, a twentieth of the predicted speed would pass for noise."""
-    predicted = theory.tokens_per_round(0.7, 4, 40) / 1.4
+    predicted = gain(0.7, 4, 40, lambda j: 1 + 0.1 * j)
     for factor, noise, said in ((0.05, 2.0, "Timings differ by 200% here"), (1.0, 0.4, "Timings differ by 40% here")):
         target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=predicted * factor)
         why = account([run], [target, run], flat(0.1, {5: 1.0}), noise=noise)
@@ -92,7 +100,7 @@ def test_slower_and_faster_by_the_same_factor_are_equally_far(text_pair: Pair) -
 def test_full_acceptance_is_never_the_bottleneck(text_pair: Pair) -> None:
     """In a short answer the last round is cut, which is not a lack of acceptance."""
     costs = flat(0.02, {5: 1.0})
-    target, run = synthetic(text_pair, 1.0, 4, 10, other=0.0, speed=theory.tokens_per_round(1.0, 4, 10) / 1.08)
+    target, run = synthetic(text_pair, 1.0, 4, 10, other=0.0, speed=gain(1.0, 4, 10, lambda j: 1 + 0.02 * j))
     why = account([run], [target, run], costs)
     assert why.acceptance == 1.0 and why.bottleneck not in (None, ACCEPTANCE)
 
@@ -101,7 +109,7 @@ def test_break_even_is_where_the_prediction_is_one(text_pair: Pair) -> None:
     target, run = synthetic(text_pair, 0.5, 4, 16, other=0.0, speed=1.0)
     why = account([run], [target, run], flat(0.3, {5: 1.2}))
     assert why.break_even_acceptance is not None
-    assert theory.tokens_per_round(why.break_even_acceptance, 4, 16) / (4 * 0.3 + 1.2) == pytest.approx(1.0)
+    assert gain(why.break_even_acceptance, 4, 16, lambda j: 1 + 0.35 * j) == pytest.approx(1.0)
 
 
 def test_a_rule_that_reads_q_late_pays_a_draft_step_when_a_block_passes(text_pair: Pair, any_noise: None) -> None:
@@ -113,24 +121,42 @@ def test_a_rule_that_reads_q_late_pays_a_draft_step_when_a_block_passes(text_pai
     why = account([run], [target, run], profile)
     a = why.acceptance
     assert n > 60 and a is not None and 0.2 < a < 0.8
-    assert why.predicted_speed_up == pytest.approx(theory.tokens_per_round(a, 4, n) / (c * (4 + a**4) + 1.2))
+
+    def of(a: float | None, k: int) -> float:
+        return gain(a, k, n, lambda j: c * j + profile.v(j + 1), behind=c)
+
+    assert why.predicted_speed_up == pytest.approx(of(a, 4))
     b = why.break_even_acceptance
-    assert b is not None and theory.tokens_per_round(b, 4, n) / (c * (4 + b**4) + 1.2) == pytest.approx(1.0)
-    best = max(range(1, 5), key=lambda k: theory.tokens_per_round(a, k, n) / (c * (k + a**k) + profile.v(k + 1)))
-    gain = theory.tokens_per_round(a, best, n) / (c * (best + a**best) + profile.v(best + 1))
-    assert why.best_k == (best if gain > 1 else None)
+    assert b is not None and of(b, 4) == pytest.approx(1.0)
+    best = max(range(1, 5), key=lambda k: of(a, k))
+    assert why.best_k == (best if of(a, best) > 1 else None)
     run, target = with_seconds(run, other=0.0), with_seconds(target, other=0.0)
     held = account([run], [target, run], flat(0.01, {5: 1.0}), noise=math.inf)
     assert held.bottleneck == ACCEPTANCE  # at acceptance 1, every round would have that step
-    assert held.without_it == pytest.approx(theory.tokens_per_round(1.0, 4, n) / (0.01 * 5 + 1.0))
+    assert held.without_it == pytest.approx(gain(1.0, 4, n, lambda j: 1 + 0.01 * j, behind=0.01))
     exact = generate(text_pair, "hello", strategy="speculative:k=4", **ask)
     assert exact.metrics.draft_calls == exact.metrics.num_draft_tokens
     assert run.metrics.draft_calls > run.metrics.num_draft_tokens
 
 
+@pytest.mark.parametrize(("k", "n"), [(12, 24), (12, 6), (3, 30)])
+def test_rounds_at_the_limit_are_predicted_to_draft_only_what_fits(text_pair: Pair, k: int, n: int) -> None:
+    """With whole blocks up to the end, short answers were predicted slower than the passes that they made."""
+    ask: dict[str, Any] = {"max_new_tokens": n, "temperature": 1.0}
+    runs = [
+        generate(text_pair, "hello", strategy=Synthetic(acceptance=0.8, k=k), seed=seed, **ask) for seed in range(60)
+    ]
+    target = generate(text_pair, "hello", strategy="target", **ask)
+    c = 0.2
+    why = account(runs, [target, *runs], flat(c, {k + 1: 1 + 0.02 * k}))
+    spent = sum((c + 0.02) * len(step.drafted) + 1 for run in runs for step in run.rounds)
+    assert why.acceptance == pytest.approx(0.8, abs=0.05)
+    assert why.predicted_speed_up == pytest.approx(60 * n / spent, rel=0.03)
+
+
 def test_a_cause_is_named_only_if_the_prediction_holds_within_noise(text_pair: Pair) -> None:
     costs = flat(0.1, {5: 1.0})
-    predicted = theory.tokens_per_round(0.7, 4, 40) / 1.4
+    predicted = gain(0.7, 4, 40, lambda j: 1 + 0.1 * j)
     for factor, named in ((1.0, True), (1.05, True), (0.5, False), (1.5, False)):
         target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=predicted * factor)
         why = account([run], [target, run], costs, noise=0.2)
@@ -194,9 +220,8 @@ def test_a_comparison_measures_steps_and_reports_it(text_pair: Pair) -> None:
     why, steps = found.explanation, found.profile
     assert why is not None and steps is not None and why.measured_alone
     assert why.c == steps.c and why.v == steps.v(4)
-    cost = why.c * 3 + why.v
     after = account(found.runs[1::2], found.runs, steps).predicted_speed_up
-    assert after == pytest.approx(theory.tokens_per_round(why.acceptance, 3, 20) / cost)
+    assert after == pytest.approx(gain(why.acceptance, 3, 20, lambda j: steps.c * j + steps.v(j + 1)))
     assert why.measured_over_predicted == pytest.approx(why.measured_speed_up / why.predicted_speed_up)
     assert (f"best k {why.best_k}" if why.best_k else "no k gains") in sentence(why)
     assert "target call" in steps_line(steps)

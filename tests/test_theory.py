@@ -34,17 +34,17 @@ def test_some_block_pays_off_if_acceptance_exceeds_c(c: float) -> None:
     assert theory.speed_up(c - 0.01, theory.best_k(c - 0.01, c), c) < 1
 
 
+@pytest.mark.parametrize("n", [1, 5, 60])
 @pytest.mark.parametrize("k", [1, 2, 6])
 @pytest.mark.parametrize("a", [0.0, 0.3, 0.8, 1.0])
-def test_rounds_per_answer_agree_with_the_exact_distribution(a: float, k: int) -> None:
-    """The mean number of rounds for n tokens agrees with the exact distribution of the tokens per round."""
-    n = 60
+def test_starts_of_rounds_follow_from_the_law_of_a_rounds_tokens(a: float, k: int, n: int) -> None:
     chances = [a**t * (1 - a) for t in range(k)] + [a**k]  # of 1 .. k + 1 tokens
-    expected = [0.0] * (n + 1)
-    for left in range(1, n + 1):
-        expected[left] = 1 + sum(p * expected[max(left - t, 0)] for t, p in enumerate(chances, 1))
-    assert n / theory.tokens_per_round(a, k, n) == pytest.approx(expected[n], rel=0.01 if a < 1 else 0.07)
-    assert theory.tokens_per_round(a, k) == theory.expected_tokens(a, k)
+    expected = [1.0] + [0.0] * (n - 1)
+    for t in range(1, n):
+        expected[t] = sum(p * expected[t - tokens] for tokens, p in enumerate(chances, 1) if tokens <= t)
+    found = theory.starts(a, k, n)
+    assert found == pytest.approx(expected)
+    assert sum(found) == pytest.approx(theory.expected_cost(n, along([a] * n, k), lambda _: 1.0))
 
 
 def test_break_even_may_not_exist() -> None:
@@ -59,11 +59,12 @@ def test_explanation_adds_up(text_pair: Pair, any_noise: None) -> None:
     run = next(run for run in found.runs if run.spec == why.strategy)
     assert why.tokens_per_round == pytest.approx(len(run.token_ids) / run.metrics.num_rounds)
     assert 0 <= why.acceptance <= 1
-    beyond = why.acceptance**3 if "rule" in run.params else 0.0  # a rule reads q after a block that has passed
+    behind = why.c if "rule" in run.params else 0.0  # a rule reads q after a block that has passed
     assert why.without_it >= why.predicted_speed_up
-    assert why.predicted_speed_up == pytest.approx(
-        theory.tokens_per_round(why.acceptance, 3, 40) / (why.c * (3 + beyond) + why.v)
+    cost = theory.expected_cost(
+        40, along([why.acceptance] * 40, 3), lambda j: why.c * j + 1 + (why.v - 1) * j / 3, behind
     )
+    assert why.predicted_speed_up == pytest.approx(40 / cost, rel=1e-3)
     assert "predicted" in sentence(why)
     assert explain(found.runs[1:]) is None
     assert explain(found.runs[:2]) is None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cascli.analysis import theory
-from cascli.analysis.explanation import account, profile_of
+from cascli.analysis.explanation import account, checked, profile_of
 from cascli.analysis.profile import Profile
 from cascli.trace import Data, Run, block_length, with_params
 
@@ -69,7 +69,7 @@ def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float |
     last = _reads_last(runs)
     # In a round in which the answer ends, only the tokens that were written are wanted.
     kept = [len(step.emitted) - 1 for step in rounds]
-    longest = max(block for run in runs for block in _checked(run))
+    longest = max(block for run in runs for block in checked(run))
     least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + timed.v(j + 1), longest) for n in set(kept)}
     gain = _steps(runs, timed) / sum(least[n] for n in kept)
     total = sum(run.metrics.seconds.total for run in runs)
@@ -96,7 +96,7 @@ def counted_speed(runs: Sequence[Run], profile: Profile) -> float | None:
 def _steps(runs: Sequence[Run], timed: Profile) -> float:
     """Return the cost of the runs' rounds, in target steps."""
     steps = sum(run.metrics.draft_calls for run in runs)
-    return (timed.c * steps if steps else 0.0) + sum(timed.v(block + 1) for run in runs for block in _checked(run))
+    return (timed.c * steps if steps else 0.0) + sum(timed.v(block + 1) for run in runs for block in checked(run))
 
 
 def _whole_blocks(runs: Sequence[Run]) -> bool:
@@ -117,17 +117,9 @@ def _reads_last(runs: Sequence[Run]) -> bool:
     costs = runs[0].costs
     if costs is not None:
         return costs.reads_last or costs.reads_if_kept
-    more = sum(run.metrics.draft_calls - sum(_checked(run)) for run in runs)
+    more = sum(run.metrics.draft_calls - sum(checked(run)) for run in runs)
     read = any(token.event == "bonus" and token.q is not None for run in runs for token in run.emitted)
     return read or 2 * more > sum(len(run.rounds) for run in runs)
-
-
-def _checked(run: Run) -> list[int]:
-    """Return the lengths of the blocks that the target read; a trace has only the kept part of the last one."""
-    blocks = [len(step.drafted) for step in run.rounds]
-    if blocks and run.finish_reason != "length" and "stop" not in run.params:
-        blocks[-1] = max(blocks[-1], block_length(run.params))
-    return blocks
 
 
 def draft_lengths(runs: Sequence[Run], profile: Profile, speeds: Mapping[str, float]) -> list[DraftLength]:

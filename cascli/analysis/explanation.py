@@ -7,7 +7,7 @@ Block lengths that neither ran nor were timed are never recommended.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -214,53 +214,74 @@ class _Gains:
         fewer = self._extra < (1 + len(bonus) / len(rounds)) / 2
         self._if_kept = fewer and any(token.q is not None for token in bonus)
         """Whether the extra step is taken only after a block that passed."""
-        self.answer = sum(len(run.token_ids) for run in drafting) / len(drafting)
+        self._answers = Counter((len(run.token_ids), run.finish_reason == "length") for run in drafting)
+        """Number of answers by their length and whether it is the limit, before which drafts are cut to what fits."""
         self.overhead, self._alone = _overhead(drafting), 1 / (1 - _overhead(target))
         """Share of the time outside the models; `_alone` is what a token of the target alone takes, in target steps."""
         self._whole = _with_prompt(drafting, target) if with_prompt else lambda gain: gain
         full = not stop and all(_full(run, k) for run in drafting)
-        self._blocks = None if full else Counter(len(round_.drafted) for round_ in rounds)
-        """Number of rounds by their number of drafted tokens; None if that was always k."""
+        self._blocks = None if full and self.depends else Counter(block for run in drafting for block in checked(run))
+        """Number of rounds by their number of drafted tokens; None if it follows from k and the acceptance."""
         self.drafted = None if full else drafts / len(rounds)
         self.longest = costs.longest if full else min(costs.longest, k)
         """Largest k for which a prediction is possible: what a drafter would have offered beyond its k is unknown."""
 
-    def _mean(self, value: Callable[[int], float], k: int) -> float:
-        """Return the mean of a function of the block length over the rounds, had they drafted at most k tokens."""
-        if self._blocks is None:
-            return value(k)
-        return sum(value(min(n, k)) * count for n, count in self._blocks.items()) / self._blocks.total()
+    def _rounds(self, k: int, a: float | None) -> dict[int, float]:
+        """Return the number of rounds by their number of drafted tokens, at most k, at acceptance `a`.
+
+        Answers end inside a round, and near the limit rounds are shorter. Where blocks were short for other reasons,
+        their lengths are kept, and `a` is not used.
+        """
+        rounds: dict[int, float] = defaultdict(float)
+        if self._blocks is not None or a is None:
+            for drafted, count in (self._blocks or {k: 1}).items():
+                rounds[min(drafted, k)] += count
+            return rounds
+        for (n, at_limit), count in self._answers.items():
+            for left, chance in zip(range(n, 0, -1), theory.starts(a, k, n), strict=True):
+                rounds[min(k, left - 1) if at_limit else k] += count * chance
+        return rounds
+
+    def _mean(self, value: Callable[[int], float], k: int, a: float | None) -> float:
+        """Return the mean of a function of the number of drafted tokens over rounds of at most k, at acceptance `a`."""
+        rounds = self._rounds(k, a)
+        return sum(value(drafted) * count for drafted, count in rounds.items()) / sum(rounds.values())
 
     def v(self, k: int) -> float:
-        """Return the time of a target call over a round's block, in target steps."""
-        return self._mean(self.costs.v, k)
+        """Return the time of a target call over a round's block, in target steps; at an answer's end it may be less."""
+        return self.costs.v(k) if self.drafted is None else self._checking(k)
+
+    def _checking(self, k: int, a: float | None = None) -> float:
+        """Return the mean time of a round's target call at acceptance `a`, in target steps."""
+        return self._mean(self.costs.v, k, self._known(a))
 
     def _drafting(self, k: int, a: float | None = None) -> float:
-        """Return the time of a round's draft steps at acceptance `a`, in target steps."""
-        known = self.acceptance if a is None and self.depends else a
+        """Return the mean time of a round's draft steps at acceptance `a`, in target steps."""
+        known = self._known(a)
         if self._if_kept and known is not None:
-            return self._mean(lambda n: self.costs.c * (n + known**n), k)
-        return self._mean(lambda n: self.costs.c * (n + self._extra), k)
+            return self._mean(lambda n: self.costs.c * (n + known**n), k, known)
+        return self._mean(lambda n: self.costs.c * (n + self._extra), k, known)
+
+    def _known(self, a: float | None) -> float | None:
+        """Return `a`, by default the measured acceptance, or None if nothing follows from that."""
+        return self.acceptance if a is None and self.depends else a
 
     def cost(self, k: int, a: float | None = None) -> float:
-        """Return the cost of a round in target steps, at the measured acceptance unless `a` is given."""
-        return self._drafting(k, a) + self.v(k)
+        """Return the mean cost of a round in target steps, at the measured acceptance unless `a` is given."""
+        return self._drafting(k, a) + self._checking(k, a)
 
     def tokens(self, k: int, a: float | None) -> float:
-        """Return the tokens of a round at acceptance `a`, or the measured number if `a` is None.
-
-        Takes into account that answers end inside a round; where blocks were short, their measured lengths are used.
-        """
+        """Return the tokens of a round at acceptance `a`, or the measured number if `a` is None."""
         if a is None:
             return self._per_round
         if self._blocks is None:
-            return theory.tokens_per_round(a, k, self.answer)
-        return self._mean(lambda n: theory.expected_tokens(a, n), k)
+            tokens = sum(n * count for (n, _), count in self._answers.items())
+            return tokens / sum(self._rounds(k, a).values())
+        return self._mean(lambda n: theory.expected_tokens(a, n), k, a)
 
     def _gain(self, k: int, cost: float, acceptance: float | None = None, alone: float | None = None) -> float:
         """Return the speed-up over the target alone, whose token takes `alone` steps (by default with its overhead)."""
-        known = self.acceptance if self.depends else None
-        tokens = self.tokens(k, known if acceptance is None else acceptance)
+        tokens = self.tokens(k, self._known(acceptance))
         return self._whole(tokens * (self._alone if alone is None else alone) / cost)
 
     def predicted(self, k: int, a: float | None = None) -> float:
@@ -276,8 +297,8 @@ class _Gains:
 
     def bottleneck(self, k: int) -> tuple[str, float]:
         """Return what would help most if it were free, and the speed-up without it, all else being equal."""
-        everything, verification = self._cost_with_overhead(k), self.v(k)
-        accepted = everything + self._drafting(k, 1.0) - self._drafting(k)
+        everything, verification = self._cost_with_overhead(k), self._checking(k)
+        accepted = everything + self.cost(k, 1.0) - self.cost(k)
         ideal = {
             DRAFT: self._gain(k, everything - self._drafting(k)),
             VERIFICATION: self._gain(k, everything - max(verification - 1, 0.0)),
@@ -301,6 +322,14 @@ def _full(run: Run, k: int) -> bool:
             return False
         at += len(round_.emitted)
     return True
+
+
+def checked(run: Run) -> list[int]:
+    """Return the lengths of the blocks that the target read; a trace has only the kept part of the last one."""
+    blocks = [len(step.drafted) for step in run.rounds]
+    if blocks and run.finish_reason != "length" and "stop" not in run.params:
+        blocks[-1] = max(blocks[-1], block_length(run.params))
+    return blocks
 
 
 def _with_prompt(drafting: Sequence[Run], target: Sequence[Run]) -> Callable[[float], float]:

@@ -73,20 +73,19 @@ def expected_rounds(acceptance: Sequence[float], k: int) -> float:
     return expected_cost(n, lambda t: acceptance[t : t + min(k, n - 1 - t)], lambda _: 1.0)
 
 
-def overshoot(a: float, k: int) -> float:
-    """Return the mean number of tokens that the last round adds beyond the answer's end: (E[T^2] / E[T] - 1) / 2.
+def starts(a: float, k: int, n: int) -> list[float]:
+    """Return the probability that a round starts at each of an answer's n tokens, for rounds of k drafts.
 
-    T is the number of tokens of a round. An answer ends inside a round as a passenger arrives between two buses: long
-    rounds are hit more often (renewal theory). Short answers lose a noticeable part of the gain to this.
+    Whether the last rounds draft k tokens or only those that still fit makes no difference to where rounds start.
     """
-    second = sum(t * t * a ** (t - 1) * (1 - a) for t in range(1, k + 1)) + (k + 1) ** 2 * a**k
-    return (second / expected_tokens(a, k) - 1) / 2
-
-
-def tokens_per_round(a: float, k: int, answer: float = math.inf) -> float:
-    """Return the tokens used per round in an answer of `answer` tokens."""
-    mean = expected_tokens(a, k)
-    return mean if math.isinf(answer) else mean * answer / (answer + overshoot(a, k))
+    chances: list[float] = []
+    tested = 0.0
+    """Probability that a draft is tested at token t - 1, once that is reached."""
+    for t in range(n):
+        after_whole_block = a**k * chances[t - k - 1] if t > k else 0.0
+        chances.append((1 - a) * tested + after_whole_block if t else 1.0)
+        tested = a * tested + chances[t] - (a**k * chances[t - k] if t >= k else 0.0)
+    return chances
 
 
 def speed_up(a: float, k: int, c: float, v: float = 1.0) -> float:
