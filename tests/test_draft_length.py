@@ -92,8 +92,8 @@ def test_lengths_of_one_strategy_are_grouped_together(text_pair: Pair) -> None:
     assert first.stops == {"speculative:stop=heuristic,start=5,k=6": 1.5} and not second.stops
     assert first.oracle == max(oracle_speed([run], costs, speeds[run.spec]) for run in runs[1:4])
     assert length_line(first) == (
-        "how long to draft, speculative: best fixed k = 1 1.40x, heuristic k=6 1.50x, drafting exactly what is kept"
-        f" at most {first.oracle:.2f}x"
+        "how long to draft, speculative: best fixed k = 1 (1.40x); heuristic k=6 (1.50x); drafting exactly what is"
+        f" kept: at most {first.oracle:.2f}x"
     )
 
 
@@ -108,9 +108,9 @@ def test_the_best_length_is_predicted_if_only_one_ran(text_pair: Pair) -> None:
     why = account(runs[1:], runs, costs, whole=1.5)
     assert found.fixed.k == why.best_k > 2
     assert found.fixed.speed == pytest.approx(1.5 * why.best_speed_up / why.predicted_speed_up)
-    assert f"best fixed k = {why.best_k} {found.fixed.speed:.2f}x (predicted; k = 2 was 1.50x)" in length_line(found)
+    assert f"best fixed k = {why.best_k} ({found.fixed.speed:.2f}x, predicted; k = 2 was 1.50x)" in length_line(found)
     unknown = DraftLength(strategy="speculative", fixed=None, stops={"speculative:stop=rate,k=auto": 2.0}, oracle=None)
-    assert length_line(unknown) == "how long to draft, speculative: rate k=auto 2.00x"
+    assert length_line(unknown) == "how long to draft, speculative: rate k=auto (2.00x)"
 
 
 @pytest.mark.parametrize(("verify", "known"), [("tokens", True), ("block", False)])
@@ -120,10 +120,10 @@ def test_no_length_is_called_the_best_if_none_gains(text_pair: Pair, verify: str
     speeds = {runs[0].spec: 1.0, runs[1].spec: 0.35}
     [found] = draft_lengths(runs, steps(1.1, [1.0] * 9), speeds)
     assert found.fixed == FixedLength(k=4, speed=0.35, ran=4, ran_speed=0.35, none_gains=known)
-    said = "no fixed k gains (k = 4 0.35x)" if known else "best fixed k = 4 0.35x"
+    said = "no fixed k gains (k = 4: 0.35x)" if known else "best fixed k = 4 (0.35x)"
     assert length_line(found).startswith(f"how long to draft, {found.strategy.replace(':', ' ')}: {said}")
     [lucky] = draft_lengths(runs, steps(1.1, [1.0] * 9), speeds | {runs[1].spec: 1.2})
-    assert "best fixed k = 4 1.20x" in length_line(lucky)
+    assert "best fixed k = 4 (1.20x)" in length_line(lucky)
 
 
 def test_no_length_is_called_the_best_if_none_is_expected_to_gain(text_pair: Pair) -> None:
@@ -138,7 +138,7 @@ def test_no_length_is_called_the_best_if_none_is_expected_to_gain(text_pair: Pai
         [found] = draft_lengths(runs, costs, speeds)
         why = account(runs[1:], runs, costs, whole=0.3)
         assert why.best_k == longest - 1 and "no k is expected to gain" in sentence(why)
-        assert "no fixed k gains (k = 2 0.30x)" in length_line(found)
+        assert "no fixed k gains (k = 2: 0.30x)" in length_line(found)
 
 
 def test_a_comparison_has_draft_lengths_and_its_rows_have_the_bound(text_pair: Pair) -> None:
@@ -235,7 +235,7 @@ def test_the_bound_names_the_block_length_it_applies_to() -> None:
     longer = DraftLength(
         strategy="speculative", fixed=FixedLength(k=11, speed=3.6, ran=8, ran_speed=3.2), stops={}, oracle=3.4
     )
-    assert "drafting exactly what is kept of k = 8 at most 3.40x" in length_line(longer)
+    assert "drafting exactly what is kept of k = 8: at most 3.40x" in length_line(longer)
 
 
 def test_the_bound_holds_even_if_a_longer_block_is_cheaper(text_pair: Pair) -> None:

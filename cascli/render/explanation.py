@@ -98,23 +98,23 @@ def _cause(why: Explanation) -> str:
 
 def length_line(length: DraftLength, *, fancy: bool = True) -> str:
     """The best fixed block length, the speeds with stops, and the bound of drafting exactly what is kept."""
-    parts = [f"{_stop(spec, fancy)} {speed:.2f}x" for spec, speed in length.stops.items()]
+    parts = [f"{_stop(spec, fancy)} ({speed:.2f}x)" for spec, speed in length.stops.items()]
     if length.fixed is not None:
         parts.insert(0, _fixed(length.fixed))
     if length.oracle is not None:
         # What would have followed the blocks that ran is unknown, so the bound is for their length, not a longer one.
         fixed = length.fixed
         blocks = f" of k = {fixed.ran}" if fixed is not None and fixed.k > fixed.ran else ""
-        parts.append(f"drafting exactly what is kept{blocks} at most {length.oracle:.2f}x")
-    return f"how long to draft, {short_name(length.strategy, fancy=fancy)}: {', '.join(parts)}"
+        parts.append(f"drafting exactly what is kept{blocks}: at most {length.oracle:.2f}x")
+    return f"how long to draft, {short_name(length.strategy, fancy=fancy)}: {'; '.join(parts)}"
 
 
 def _fixed(fixed: FixedLength) -> str:
     if fixed.none_gains:
-        return f"no fixed k gains (k = {fixed.k} {fixed.speed:.2f}x)"
+        return f"no fixed k gains (k = {fixed.k}: {fixed.speed:.2f}x)"
     if fixed.k == fixed.ran:
-        return f"best fixed k = {fixed.k} {fixed.speed:.2f}x"
-    return f"best fixed k = {fixed.k} {fixed.speed:.2f}x (predicted; k = {fixed.ran} was {fixed.ran_speed:.2f}x)"
+        return f"best fixed k = {fixed.k} ({fixed.speed:.2f}x)"
+    return f"best fixed k = {fixed.k} ({fixed.speed:.2f}x, predicted; k = {fixed.ran} was {fixed.ran_speed:.2f}x)"
 
 
 def _stop(spec: str, fancy: bool) -> str:
