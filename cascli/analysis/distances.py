@@ -22,15 +22,15 @@ HEAD_SHARE = 0.2
 
 def distances(rounds: Sequence[Round]) -> Distances | None:
     """Return the distances of one run; None if nothing is known at any position."""
-    emitted = [token for step in rounds for token in step.emitted]
+    emitted = [token for round_ in rounds for token in round_.emitted]
     complete = [token for token in emitted if None not in (token.tv, token.tv_to_draft, token.disagreement)]
     known = [token for token in emitted if token.kl is not None]
     if not known:
         return None
     kls = [token.kl or 0.0 for token in known]
-    kept = [token for step in rounds for token in step.drafted if token.accepted]
+    kept = [token for round_ in rounds for token in round_.drafted if token.accepted]
     tested = all(token.exact is not None for token in kept)
-    regrets = [token.regret for step in rounds for token in step.emitted if token.event == "accepted"]
+    regrets = [token.regret for round_ in rounds for token in round_.emitted if token.event == "accepted"]
     return Distances(
         positions=len(complete),
         tv_to_target=_sum(token.tv for token in complete),

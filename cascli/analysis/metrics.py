@@ -14,15 +14,15 @@ from cascli.analysis.loops import looped_tokens
 from cascli.trace import Emitted, Metrics, Round, Seconds
 
 
-def accepted_count(step: Round) -> int:
+def accepted_count(round_: Round) -> int:
     """Return the number of drafted tokens of a round that were kept."""
-    return sum(token.accepted for token in step.drafted)
+    return sum(token.accepted for token in round_.drafted)
 
 
-def tested_count(step: Round) -> int:
+def tested_count(round_: Round) -> int:
     """Return the number of drafted tokens tested one by one in a round: those kept, plus the first rejected one."""
-    kept = accepted_count(step)
-    return kept + (kept < len(step.drafted))
+    kept = accepted_count(round_)
+    return kept + (kept < len(round_.drafted))
 
 
 def acceptance_histogram(rounds: Sequence[Round], k: int) -> list[int]:
@@ -39,15 +39,15 @@ def per_position_acceptance(rounds: Sequence[Round]) -> list[float]:
     shares = []
     for i in range(longest):
         drafting = [round_ for round_ in rounds if len(round_.drafted) > i]
-        shares.append(sum(step.drafted[i].accepted for step in drafting) / len(drafting))
+        shares.append(sum(round_.drafted[i].accepted for round_ in drafting) / len(drafting))
     return shares
 
 
 def seconds_per_token(rounds: Sequence[Round]) -> float | None:
     """Return the time per output token after the first round, whose tokens arrive together with the first one."""
     later = rounds[1:]
-    tokens = sum(len(step.emitted) for step in later)
-    return sum(step.seconds.total for step in later) / tokens if tokens else None
+    tokens = sum(len(round_.emitted) for round_ in later)
+    return sum(round_.seconds.total for round_ in later) / tokens if tokens else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

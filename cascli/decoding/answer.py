@@ -22,7 +22,7 @@ class Answer:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
 
-    def add(self, step: Round) -> tuple[Round, list[str]]:
+    def add(self, round_: Round) -> tuple[Round, list[str]]:
         """Add a round; return it, cut where the text ends, and the text that each token completes.
 
         If the text ends inside a drafted block, the drafts after the end are cut off too: whether the target agrees
@@ -30,15 +30,15 @@ class Answer:
         """
         kept: list[Emitted] = []
         pieces: list[str] = []
-        for token in step.emitted:
+        for token in round_.emitted:
             kept.append(token)
             pieces.append(self._append(token.id))
             if self.finish_reason is not None:
                 break
-        if len(kept) < len(step.emitted):
-            step = step.model_copy(update={"emitted": kept, "drafted": step.drafted[: len(kept)]})
-        self.rounds.append(step)
-        return step, pieces
+        if len(kept) < len(round_.emitted):
+            round_ = round_.model_copy(update={"emitted": kept, "drafted": round_.drafted[: len(kept)]})
+        self.rounds.append(round_)
+        return round_, pieces
 
     def _append(self, token: int) -> str:
         self.token_ids.append(token)

@@ -42,12 +42,12 @@ class Chat:
         self.last_turn = turn
         written: list[str] = []
 
-        def note(step: StreamEvent | Handover) -> None:
-            if isinstance(step, StreamEvent):
-                written.extend(step.pieces)
-            elif step.deferred:
+        def note(event: StreamEvent | Handover) -> None:
+            if isinstance(event, StreamEvent):
+                written.extend(event.pieces)
+            elif event.deferred:
                 written.clear()
-            on_round(step)
+            on_round(event)
 
         try:
             request = request_of_turn(self.pair, turn, self.conversation, self.settings)

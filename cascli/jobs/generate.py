@@ -90,12 +90,12 @@ def texts_of(runs: Iterable[Run]) -> list[list[int]]:
 
 
 def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:
-    """Run to the end and pass each step to `on_round`; the pair is released even if the run ends early."""
+    """Run to the end and pass each event to `on_round`; the pair is released even if the run ends early."""
     decoding = Decoding(pair, strategy, request)
-    with closing(cast("Generator[StreamEvent | Handover]", decoding.steps())) as steps:
-        for step in steps:
+    with closing(cast("Generator[StreamEvent | Handover]", decoding.steps())) as events:
+        for event in events:
             if on_round is not None:
-                on_round(step)
+                on_round(event)
     return decoding.run()
 
 
@@ -264,7 +264,7 @@ def generate(
         raw: skip the chat template.
         top: number of each model's likeliest tokens kept in the trace per position, with the numbers that rules test;
             0 (the default) keeps neither.
-        on_round: called with every step as it is decided.
+        on_round: called with every round, and a cascade's decision, as it is made.
         uniforms: random numbers to use instead of the seed's; see `cascli.sampling.uniforms`.
         earlier: earlier runs whose texts a drafter with `remember` also searches, the latest last.
 

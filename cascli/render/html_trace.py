@@ -151,7 +151,7 @@ class _Builder:
     def run(self, run: Run, target: Run | None) -> Json:
         """One answer: its tokens round by round."""
         seconds = run.metrics.seconds.total
-        shown = [step.seconds.total for step in run.rounds]
+        shown = [round_.seconds.total for round_ in run.rounds]
         withdrawn = run.handover is not None and run.handover.deferred
         diverges = None
         if target is not None and run is not target and run.prompt_token_ids == target.prompt_token_ids:
@@ -169,19 +169,19 @@ class _Builder:
             "speculates": run.metrics.num_draft_tokens > 0,
             "decision": None if run.handover is None else describe_handover(run.handover),
             "withdrawn": block(run.handover.draft_text) if run.handover is not None and withdrawn else None,
-            "rounds": [self.round(step) for step in run.rounds],
+            "rounds": [self.round(round_) for round_ in run.rounds],
         }
 
-    def round(self, step: Round) -> Json:
+    def round(self, round_: Round) -> Json:
         """One round: its tokens in reading order, each struck-out one before its replacement."""
-        kept = [token for token in step.emitted if token.event == "accepted"]
-        tokens = [self._emitted(token, draft) for token, draft in zip(kept, step.drafted, strict=False)]
-        fates = ["rejected", *["untested"] * len(step.drafted)]
-        dropped = step.drafted[len(kept) :]
+        kept = [token for token in round_.emitted if token.event == "accepted"]
+        tokens = [self._emitted(token, draft) for token, draft in zip(kept, round_.drafted, strict=False)]
+        fates = ["rejected", *["untested"] * len(round_.drafted)]
+        dropped = round_.drafted[len(kept) :]
         tokens += [self._dropped(draft, fate) for draft, fate in zip(dropped, fates, strict=False)]
-        for token in step.emitted[len(kept) :]:
+        for token in round_.emitted[len(kept) :]:
             tokens += self._written(token)
-        return {"seconds": _short(step.seconds.total), "tokens": tokens}
+        return {"seconds": _short(round_.seconds.total), "tokens": tokens}
 
     def _emitted(self, token: Emitted, draft: Drafted | None = None) -> Json:
         """A token of the answer; for an accepted draft, also the result of its test."""

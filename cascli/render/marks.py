@@ -139,18 +139,18 @@ def is_mixed(spec: str) -> bool:
     return spec.partition(":")[0] not in ("draft", "target")
 
 
-def is_deferred(step: Round, place: int) -> bool:
+def is_deferred(round_: Round, place: int) -> bool:
     """Whether a token was accepted although the rule had deferred it to the target.
 
     Never so for a bonus token, for which the rule is not consulted.
     """
-    return step.emitted[place].event == "accepted" and place < len(step.drafted) and step.drafted[place].deferred
+    return round_.emitted[place].event == "accepted" and place < len(round_.drafted) and round_.drafted[place].deferred
 
 
-def replaced(step: Round, place: int) -> Drafted | None:
+def replaced(round_: Round, place: int) -> Drafted | None:
     """The rejected draft that a token of a round was drawn in place of; None for any other token."""
-    is_residual = step.emitted[place].event == "residual" and place < len(step.drafted)
-    return step.drafted[place] if is_residual else None
+    is_residual = round_.emitted[place].event == "residual" and place < len(round_.drafted)
+    return round_.drafted[place] if is_residual else None
 
 
 def marked(text: str, event: str, *, colored: bool) -> Text:

@@ -36,14 +36,16 @@ def print_rounds(run: Run, screen: Screen) -> None:
     screen.out.print(legend(events, colored=colored))
 
 
-def _round(step: Round, colored: bool, *, by_block: bool) -> Text:
+def _round(round_: Round, colored: bool, *, by_block: bool) -> Text:
     parts: list[Text] = []
-    kept = [token for token in step.emitted if token.event != "residual" and token.event != "bonus"]
+    kept = [token for token in round_.emitted if token.event != "residual" and token.event != "bonus"]
     parts += [marked(visible(token.text), token.event, colored=colored) for token in kept]
-    first_bad = next((token for token in step.drafted if not token.accepted), None)
+    first_bad = next((token for token in round_.drafted if not token.accepted), None)
     if first_bad is not None:
         parts.append(marked(visible(first_bad.text), "rejected", colored=colored))
         prefix = f", h {first_bad.accept_prob:.2f}" if by_block else ""
         parts.append(Text(f"(q {first_bad.q:.2f}, p {first_bad.p:.2f}, pi {first_bad.pi:.2f}{prefix})", style="dim"))
-    parts += [marked(visible(token.text), token.event, colored=colored) for token in step.emitted if token not in kept]
+    parts += [
+        marked(visible(token.text), token.event, colored=colored) for token in round_.emitted if token not in kept
+    ]
     return Text(" ").join(parts)

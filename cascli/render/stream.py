@@ -36,22 +36,22 @@ class AnswerStream:
         else:
             self.round(event.round, event.pieces)
 
-    def round(self, step: Round, pieces: Sequence[str]) -> None:
+    def round(self, round_: Round, pieces: Sequence[str]) -> None:
         """Show what a round added."""
-        parts: list[Text | str] = [*self._looks(step, pieces)] if self._screen.styled else ["".join(pieces)]
+        parts: list[Text | str] = [*self._looks(round_, pieces)] if self._screen.styled else ["".join(pieces)]
         if self._hold:
             self._held += parts
         else:
             self._put(parts)
 
-    def _looks(self, step: Round, pieces: Sequence[str]) -> Iterator[Text]:
-        for i, (token, piece) in enumerate(zip(step.emitted, pieces, strict=True)):
-            yield from self._rejected_before(step, i)
-            yield self._look(token, piece, deferred=is_deferred(step, i))
+    def _looks(self, round_: Round, pieces: Sequence[str]) -> Iterator[Text]:
+        for i, (token, piece) in enumerate(zip(round_.emitted, pieces, strict=True)):
+            yield from self._rejected_before(round_, i)
+            yield self._look(token, piece, deferred=is_deferred(round_, i))
 
-    def _rejected_before(self, step: Round, place: int) -> Iterator[Text]:
+    def _rejected_before(self, round_: Round, place: int) -> Iterator[Text]:
         """With -v, the drafted token that a residual token replaced, struck through."""
-        rejected = replaced(step, place)
+        rejected = replaced(round_, place)
         if self._screen.verbose and rejected is not None:
             self.seen.add("rejected")
             yield marked(visible(rejected.text), "rejected", colored=self._screen.colored)

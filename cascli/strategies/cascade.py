@@ -90,9 +90,9 @@ class Cascade(Strategy):
             margins.append(top[:, 0] - top[:, -1])
 
         ids: list[int] = []
-        for step in write(s, s.draft, "draft", on_distributions=on_distributions, tentative=True):
-            yield step
-            ids += [token.id for token in step.emitted]
+        for round_ in write(s, s.draft, "draft", on_distributions=on_distributions, tentative=True):
+            yield round_
+            ids += [token.id for token in round_.emitted]
         handover = self._decide(s, ids, Confidence(*s.fetch(_joined(logprobs), _joined(margins))))
         yield handover
         if handover.deferred:
