@@ -8,7 +8,7 @@ from typing import Literal
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from cascli.analysis.comparison import Comparison, Row, first_divergence
+from cascli.analysis.comparison import Comparison, Row
 from cascli.errors import plain
 from cascli.render import answers
 from cascli.render.answer_costs import cost_tables, cost_verdict, prompts_table, table_notes
@@ -21,7 +21,7 @@ from cascli.render.matching import calls_of, matching_line, matching_table
 from cascli.render.numbers import number
 from cascli.render.summary import exit_line
 from cascli.render.table import page_table, scatter_line, tables
-from cascli.render.trace import side_by_side
+from cascli.render.trace import divergence, side_by_side, target_of
 from cascli.render.verdict import verdict
 from cascli.trace import PairInfo, Run, prompts_of
 
@@ -142,15 +142,15 @@ def _print_answers(group: list[Run], rows: Sequence[Row], out: Console, trace: T
 
 def cells_of(group: Sequence[Run], rows: Sequence[Row], *, fancy: bool) -> list[AnswerCell]:
     """The answers to one prompt, each with its speed and where it departs from the target's."""
-    target = next((run for run in group if run.strategy == "target"), None)
+    target = target_of(group)
     speeds = {row.strategy: row.speed_vs_target for row in rows}
     cells = []
     for run in group:
         speed = speeds.get(run.spec)
-        comparable = target is not None and run is not target and run.prompt_token_ids == target.prompt_token_ids
-        place = first_divergence(run, target) if comparable and target is not None else None
         note = "" if speed is None or run is target else number(speed, 2, "x")
-        cells.append(AnswerCell.of(run, short_name(run.spec, oracle=run.oracle, fancy=fancy), note, place))
+        cells.append(
+            AnswerCell.of(run, short_name(run.spec, oracle=run.oracle, fancy=fancy), note, divergence(run, target))
+        )
     return cells
 
 

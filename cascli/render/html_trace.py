@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from cascli.analysis.comparison import Comparison, Row, first_divergence, uncompared
+from cascli.analysis.comparison import Comparison, Row, uncompared
 from cascli.render.comparison import by_prompt, interrupted_line, notes, pair_line
 from cascli.render.marks import short_name, visible
 from cascli.render.numbers import DASH, number, tv, yes_no
 from cascli.render.stream import describe_handover
 from cascli.render.table import scatter_line, speed_text
+from cascli.render.trace import divergence, target_of
 from cascli.render.verdict import verdict
 from cascli.rules._alphas import Alphas, RuleInAlpha, rules_in_alpha
 from cascli.trace import Detail, Drafted, Emitted, Likely, Round, Run
@@ -139,7 +140,7 @@ class _Builder:
     def prompt(self, runs: Sequence[Run]) -> Json:
         """One prompt with the answers of all strategies."""
         first = runs[0]
-        target = next((run for run in runs if run.strategy == "target"), None)
+        target = target_of(runs)
         return {
             "prompt": block(first.prompt if first.prompt is not None else "(token ids)"),
             "system": None if first.system is None else block(first.system),
@@ -153,9 +154,6 @@ class _Builder:
         seconds = run.metrics.seconds.total
         shown = [round_.seconds.total for round_ in run.rounds]
         withdrawn = run.handover is not None and run.handover.deferred
-        diverges = None
-        if target is not None and run is not target and run.prompt_token_ids == target.prompt_token_ids:
-            diverges = first_divergence(run, target)
         return {
             "name": run.strategy + (" (oracle)" if run.oracle else ""),
             "params": {key: str(value) for key, value in run.params.items()},
@@ -165,7 +163,7 @@ class _Builder:
             "seconds": _short(seconds),
             # The trace omits the rounds of a withdrawn answer but includes their time.
             "before": _short(max(seconds - sum(shown), 0.0)) if withdrawn else 0.0,
-            "diverges": diverges,
+            "diverges": divergence(run, target),
             "speculates": run.metrics.num_draft_tokens > 0,
             "decision": None if run.handover is None else describe_handover(run.handover),
             "withdrawn": block(run.handover.draft_text) if run.handover is not None and withdrawn else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, Group
@@ -41,10 +41,9 @@ def cells(run: Run) -> list[Cell]:
 def side_by_side(runs: Sequence[Run], console: Console) -> Group:
     """The traces of one prompt as one table, or as several stacked ones if the terminal is narrow."""
     colored, fancy = console.color_system is not None, unicode_ok(console)
-    target = next((run for run in runs if run.strategy == "target"), None)
-    painter = _Painter(colored, fancy, target)
+    target, painter = target_of(runs), _Painter(colored, fancy)
     blocks: list[Table | Text] = [
-        _table(group, painter, console.width) for group in _groups(runs, target, console.width)
+        _table(group, target, painter, console.width) for group in _groups(runs, target, console.width)
     ]
     events: set[str] = {token.event for run in runs for token in run.emitted}
     if any(cell.rejected for run in runs for cell in cells(run)):
@@ -52,6 +51,18 @@ def side_by_side(runs: Sequence[Run], console: Console) -> Group:
     marks = "┌ a round begins (one target call) · ≠ first token that differs from target"
     notes = [legend(events, colored=colored), Text(marks if fancy else simple(marks), style="dim")]
     return Group(*(part for block in blocks for part in (Text(""), block)), Text(""), *notes)
+
+
+def target_of(runs: Iterable[Run]) -> Run | None:
+    """The answer of `target` to a prompt, if it is one of these."""
+    return next((run for run in runs if run.strategy == "target"), None)
+
+
+def divergence(run: Run, target: Run | None) -> int | None:
+    """Index of the first token that differs from the target's; None if there is none, or the prompts differ."""
+    if target is None or run.prompt_token_ids != target.prompt_token_ids:
+        return None
+    return first_divergence(run, target)
 
 
 def _groups(runs: Sequence[Run], target: Run | None, width: int) -> Iterator[list[Run]]:
@@ -67,14 +78,14 @@ def _groups(runs: Sequence[Run], target: Run | None, width: int) -> Iterator[lis
         yield lead + others[start : start + room]
 
 
-def _table(runs: Sequence[Run], painter: _Painter, width: int) -> Table:
+def _table(runs: Sequence[Run], target: Run | None, painter: _Painter, width: int) -> Table:
     column = min((width - INDEX_WIDTH) // len(runs) - 1, 28)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=True, header_style="bold")
     table.add_column("#", justify="right", style="dim", width=INDEX_WIDTH - 1)
     for run in runs:
         table.add_column(Text(_heading(run)), width=column, no_wrap=False, overflow="fold")
     columns = [cells(run) for run in runs]
-    marks = [painter.divergence(run) for run in runs]
+    marks = [divergence(run, target) for run in runs]
     for i in range(max(map(len, columns))):
         row = [
             painter.cell(column_cells[i], i == mark, column) if i < len(column_cells) else Text("")
@@ -110,15 +121,8 @@ def _heading(run: Run) -> str:
 class _Painter:
     """Draws cells for one console."""
 
-    def __init__(self, colored: bool, fancy: bool, target: Run | None) -> None:
-        self._colored, self._fancy, self._target = colored, fancy, target
-
-    def divergence(self, run: Run) -> int | None:
-        """Where to put the mark of first divergence in a column."""
-        theirs = self._target
-        if theirs is None or run is theirs or run.prompt_token_ids != theirs.prompt_token_ids:
-            return None
-        return first_divergence(run, theirs)
+    def __init__(self, colored: bool, fancy: bool) -> None:
+        self._colored, self._fancy = colored, fancy
 
     def cell(self, cell: Cell, diverges: bool, width: int) -> Text:
         """Gutter, the rejected draft if there was one, and the token."""
