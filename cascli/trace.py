@@ -28,6 +28,11 @@ def with_params(name: str, params: Mapping[str, Any]) -> str:
     return f"{name}:{values}" if values else name
 
 
+def params_of(spec: str) -> dict[str, str]:
+    """The parameters of a string made by `with_params`."""
+    return dict(part.partition("=")[::2] for part in spec.partition(":")[2].split(",") if part)
+
+
 def by_block(params: Mapping[str, Any]) -> bool:
     """Whether a strategy with these parameters tests prefixes of a block of drafts instead of single tokens."""
     return params.get("verify") == "block"

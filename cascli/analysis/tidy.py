@@ -19,7 +19,7 @@ from cascli.analysis.distances import efficiency, out_of_head_rate, waste
 from cascli.analysis.percentiles import Percentiles
 from cascli.analysis.profile import Timing
 from cascli.errors import UsageError
-from cascli.trace import Distances, PairInfo, Run
+from cascli.trace import Distances, PairInfo, Run, params_of
 
 if TYPE_CHECKING:
     import pandas
@@ -119,13 +119,12 @@ def _as(value: Value, kind: type) -> Value:
 
 def strategy_columns(spec: str) -> Record:
     """Return a strategy as columns: the whole spec, the name, and one column per parameter."""
-    name, _, rest = spec.partition(":")
-    given = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+    given = params_of(spec)
     if "k" in given:
         given.setdefault("draft", "model")  # the default of every strategy that drafts
     taken = {column.name for column in COLUMNS} - {*PARAMETERS}
     params = {PREFIX + key if key in taken else key: _value(value) for key, value in given.items()}
-    return {"strategy": spec, "name": name, **params}
+    return {"strategy": spec, "name": spec.partition(":")[0], **params}
 
 
 def _value(text: str) -> Value:

@@ -12,7 +12,7 @@ from rich.text import Text
 from cascli import drafters, rules, stops
 from cascli.errors import UsageError
 from cascli.render.theme import COLORS
-from cascli.trace import Drafted, Round
+from cascli.trace import Drafted, Round, params_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def short_name(spec: str, *, oracle: bool = False, fancy: bool = True) -> str:
 
     Default parameters of a drafter or a stop are left out, as are those of a rule other than its dial.
     """
-    name, _, rest = spec.partition(":")
-    params = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+    name, params = spec.partition(":")[0], params_of(spec)
     words = [SHORT.get(name, name), *([params["rule"]] if "rule" in params else [])]
     if "rule" in params:
         _drop(params, _defaults_but_dial(params.pop("rule")))
