@@ -15,7 +15,7 @@ from cascli.render.columns import Column, ever_fewer, table_of
 from cascli.render.console import fits, fitted, plain_table, unicode_ok, wrap_names
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, bounds_text, counted, number, tv
-from cascli.render.sweep_words import caution, differences, passed, scatter_kinds, temperature_of
+from cascli.render.sweep_words import answers_vary, caution, differences, passed, scatter_kinds, temperature_of
 from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.records import Header
@@ -108,7 +108,7 @@ def category_tables(groups: Mapping[str, Sequence[SweepRow]], metric: str, conso
 
 def _counts(rows: Sequence[SweepRow]) -> list[str]:
     """The number of answers behind the numbers, if it is the same for all."""
-    return [] if _uneven(rows) else [f"{counted(rows[0].answers, 'answer')} per strategy"]
+    return [] if answers_vary(rows) else [f"{counted(rows[0].answers, 'answer')} per strategy"]
 
 
 def _batches(rows: Sequence[SweepRow]) -> list[str]:
@@ -119,13 +119,9 @@ def _batches(rows: Sequence[SweepRow]) -> list[str]:
     return [f"speeds are the throughput of {size} answers at once" for size in sizes if size and size > 1]
 
 
-def _uneven(rows: Sequence[SweepRow]) -> bool:
-    return any(row.errors for row in rows) or len({row.answers for row in rows}) > 1
-
-
 def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[list[RenderableType], bool]:
     """The tables of one temperature, separated by empty lines; and whether columns were left out to make them two."""
-    quality, cost = with_values(QUALITY if _uneven(rows) else QUALITY[:-1], rows), with_values(COST, rows)
+    quality, cost = with_values(QUALITY if answers_vary(rows) else QUALITY[:-1], rows), with_values(COST, rows)
     whole = _table(rows, quality + cost, metric, console)
     if fits(whole, console):
         return [whole], False

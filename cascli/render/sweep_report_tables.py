@@ -9,7 +9,7 @@ from cascli.analysis.statistics import IntervalKind
 from cascli.render.html_text import text
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, tv
-from cascli.render.sweep_words import is_beyond_chance, passed, temperature_of
+from cascli.render.sweep_words import answers_vary, is_beyond_chance, passed, temperature_of
 from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.table import SweepRow, calls_per_answer
 
@@ -36,7 +36,7 @@ def _columns(rows: Sequence[SweepRow], metric: str) -> list[Column]:
         Column("mean TV", lambda row: tv(row.mean_tv)),
         Column("log p per token", lambda row: number(row.log_likelihood, 3)),
     ]
-    if any(row.errors for row in rows) or len({row.answers for row in rows}) > 1:
+    if answers_vary(rows):
         columns.append(Column("answers", _answers))
     return [column for column in columns if any(column.cell(row) != DASH for row in rows)]
 

@@ -233,6 +233,11 @@ def _is_few(row: SweepRow) -> bool:
     return row.quality_interval_kind == "range" or (row.num_prompts or row.answers) < FEWEST
 
 
+def answers_vary(rows: Sequence[SweepRow]) -> bool:
+    """Whether strategies differ in the number of answers behind their numbers."""
+    return any(row.errors for row in rows) or len({row.answers for row in rows}) > 1
+
+
 def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
     """What the brackets of qualities, differences and speeds mean, for the foot of a table."""
     kinds = {row.quality_interval_kind for row in rows} | {row.quality_vs_target_interval_kind for row in rows}
