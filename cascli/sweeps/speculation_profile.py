@@ -15,6 +15,7 @@ from cascli.analysis.speculation_profile import (
     profile,
 )
 from cascli.errors import UsageError
+from cascli.models.calls import ROLES
 from cascli.strategies import parse
 from cascli.sweeps.records import Header, Record
 from cascli.trace import block_length, with_params
@@ -42,11 +43,8 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
         raise UsageError(f"{with_params(*alike[0])}: no answer records how many drafts were accepted in each round")
     distances = total(record.distances for record in chosen)
     sizes = {record.batch_size for record in chosen}
-    models = {
-        role: Checkpoint.of(*header.environment[role].rsplit(" ", 1))
-        for role in _MODELS
-        if _has_checkpoint(header, role)
-    }
+    named = {role: header.environment.get(role, "") for role in ROLES}
+    models = {role: Checkpoint.of(*each.rsplit(" ", 1)) for role, each in named.items() if " " in each}
     return profile(
         alike[0],
         by_k[block_length(alike[0].params)],
@@ -63,13 +61,6 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
         concurrency=sizes.pop() if len(sizes) == 1 else None,
         hardware=header.shared_environment.get("device"),
     )
-
-
-_MODELS = ("draft", "target")
-
-
-def _has_checkpoint(header: Header, role: str) -> bool:
-    return " " in header.environment.get(role, "")
 
 
 def _kept(records: Sequence[Record]) -> list[Kept]:
