@@ -12,19 +12,17 @@ from typing import NamedTuple, cast
 
 from cascli.analysis.batches import BatchMemory, BatchRun, predicted_rate, working_bytes
 from cascli.analysis.profile import Profile
-from cascli.engine import Decoding, Request, StreamEvent
+from cascli.engine import Decoding, StreamEvent
 from cascli.jobs.batch_profile import BatchTimer
-from cascli.jobs.synthetic import Synthetic
+from cascli.jobs.synthetic import PROMPT_TOKENS, Synthetic, request
 from cascli.models import memory
 from cascli.models.batch.lanes import Lanes
 from cascli.models.cache import rounded_up
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
-from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
 from cascli.trace import Handover
 
-PROMPT = 32
 ROUNDS = 13
 """Rounds of each answer; the first, which waits for prompts to be read, is not counted."""
 TIMED = 2
@@ -33,12 +31,12 @@ TIMED = 2
 
 def context_of(ks: Sequence[int]) -> int:
     """Context length at the middle of these runs, where their passes are representative."""
-    return PROMPT + ROUNDS * (max(ks) + 1) // 3
+    return PROMPT_TOKENS + ROUNDS * (max(ks) + 1) // 3
 
 
 def longest(ks: Sequence[int]) -> int:
     """Length of the longest text of these runs, including the tokens drafted at its end."""
-    return PROMPT + (ROUNDS + 1) * (max(ks) + 1) + max(ks)
+    return PROMPT_TOKENS + (ROUNDS + 1) * (max(ks) + 1) + max(ks)
 
 
 class _Rounds(NamedTuple):
@@ -128,14 +126,9 @@ def _memory(pair: Pair, size: int, k: int, before: int, *, peak_known: bool) -> 
 
 def _rounds(strategy: Strategy, k: int, seed: int, pair: Pair) -> _Rounds:
     """Decode the first rounds of an answer."""
-    request = Request(
-        prompt_ids=[i % pair.vocab for i in range(PROMPT)],
-        sampling=Sampling(temperature=0.0),
-        max_new_tokens=(ROUNDS + 1) * (k + 1),
-        seed=seed,
-    )
-    with closing(cast("Generator[StreamEvent | Handover]", Decoding(pair, strategy, request).steps())) as steps:
-        rounds = [event.round for event in islice(steps, ROUNDS) if isinstance(event, StreamEvent)][1:]
+    decoding = Decoding(pair, strategy, request(pair.vocab, (ROUNDS + 1) * (k + 1), seed))
+    with closing(cast("Generator[StreamEvent | Handover]", decoding.steps())) as events:
+        rounds = [event.round for event in islice(events, ROUNDS) if isinstance(event, StreamEvent)][1:]
     seconds = [round_.seconds for round_ in rounds]
     inside = sum(each.draft + each.verify for each in seconds)
     total = sum(each.total for each in seconds)

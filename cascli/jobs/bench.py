@@ -20,15 +20,13 @@ from cascli.jobs.batch_profile import batch_profiles
 from cascli.jobs.batch_runs import batch_runs, longest
 from cascli.jobs.generate import decode
 from cascli.jobs.profile import BLOCKS, blocks_for, profile, profiles, synchronise
-from cascli.jobs.synthetic import Synthetic
+from cascli.jobs.synthetic import PROMPT_TOKENS, Synthetic, request
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
-from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy, parse
 from cascli.trace import Run, block_length, now
 
 CONTEXTS = (128, 512, 2048, 8192)
-SYNTHETIC_PROMPT = 32
 _COPY_BYTES = 2**28
 
 
@@ -177,13 +175,7 @@ def synthetic_runs(
         for column, strategy in enumerate(strategies):
             if on_progress is not None:
                 on_progress(f"synthetic acceptance {acceptance}", repeat, repeats + 1)
-            request = Request(
-                prompt_ids=[i % pair.vocab for i in range(SYNTHETIC_PROMPT)],
-                sampling=Sampling(temperature=0.0),
-                max_new_tokens=tokens if repeat else max(ks) + 2,
-                seed=repeat,
-            )
-            run = decode(endless, strategy, request)
+            run = decode(endless, strategy, request(pair.vocab, tokens if repeat else max(ks) + 2, seed=repeat))
             if repeat:
                 runs[column].append(run)
     if steps is None:
@@ -205,7 +197,7 @@ def synthetic_runs(
 
 def synthetic_context(tokens: int) -> int:
     """Context length at the middle of a synthetic run of `tokens` tokens, where its steps are representative."""
-    return SYNTHETIC_PROMPT + tokens // 2
+    return PROMPT_TOKENS + tokens // 2
 
 
 def _models_share(runs: Sequence[Run], steps: Profile) -> float:

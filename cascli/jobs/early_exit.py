@@ -13,6 +13,7 @@ from cascli.chat import Conversation
 from cascli.engine import Request
 from cascli.errors import UsageError
 from cascli.jobs.generate import decode, request_for, request_of_turn
+from cascli.jobs.synthetic import prompt_ids
 from cascli.models.calls import Calls
 from cascli.models.pair import Pair
 from cascli.models.split import SplitRunner, exit_info
@@ -26,14 +27,12 @@ from cascli.trace import ExitInfo
 
 _PIECE = 64
 """Number of tokens whose distributions are in memory at a time."""
-_PROMPT = 32
-"""Length of the prompt of a pair without a tokenizer."""
 
 
 def requests_of(pair: Pair, prompts: Sequence[Prompt], settings: Resolved) -> list[Request]:
     """Requests for the target: the first turn of each prompt, or one prompt of ids if the pair has no tokenizer."""
     if pair.tokenizer is None:
-        return [request_for(settings, [i % pair.vocab for i in range(_PROMPT)])]
+        return [request_for(settings, prompt_ids(pair.vocab))]
     return [
         request_of_turn(pair, prompt.turns[0], Conversation(settings.system), settings, prompt.id) for prompt in prompts
     ]
