@@ -119,7 +119,7 @@ class Decoding:
                     self._first_token = self._first_token or session.clock.elapsed()
                 with session.clock.paused():
                     yield event
-            self._close(session, self._first_token)
+            self._close(session)
 
     def _rounds(self, session: Session) -> Iterator[Round | Handover]:
         strategy = self.strategy
@@ -133,7 +133,7 @@ class Decoding:
             if self._under_way is None or undecided or not self._answer.rounds:
                 return None
             self._answer.finish_reason = self._answer.finish_reason or "interrupted"
-            self._close(self._under_way, self._first_token)
+            self._close(self._under_way)
         return self.run()
 
     def _decided(self, decision: Handover) -> Handover:
@@ -188,13 +188,13 @@ class Decoding:
             like = torch.zeros(1, self.pair.vocab, dtype=self.pair.target.model.dtype, device=self.pair.device)
             self.strategy.capture(self.pair.graphs, self.request.sampling, like)
 
-    def _close(self, session: Session, first_token: float | None) -> None:
+    def _close(self, session: Session) -> None:
         decision = self.handover
         self._metrics = summarise(
             self._answer.rounds,
             cost=cost_of(self.pair.info, _use(session.draft), _use(session.target), session.draft.runner.exit),
             seconds=session.clock.finish(),
-            ttft_seconds=None if self.pair.batch_size > 1 else first_token,  # undefined for a share of time
+            ttft_seconds=None if self.pair.batch_size > 1 else self._first_token,  # undefined for a share of time
             peak_memory_bytes=memory.device_peak(self.pair.device) if self.pair.batch_size == 1 else None,
             k=block_length(self.strategy.params),
             by_block=by_block(self.strategy.params),
