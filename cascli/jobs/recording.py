@@ -192,8 +192,9 @@ def record(
             on_progress(f"{prompt.id} at temperature {settings.temperature:g}", number, len(prompts))
         runs += converse(pair, recording, prompt, settings, keep)
     parts, passed, expected = zip(*kept, strict=True)
+    d = joined(parts)
     return Seen(
-        d=(d := joined(parts)),
+        d=d,
         passed=torch.cat(passed),
         expected=torch.cat(expected),
         tail=mass_in_lumps(d),
