@@ -43,6 +43,13 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
+def weighted_mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Return the mean with these weights; None if a value is unknown, or the weights add up to 0."""
+    total = sum(weights)
+    known = [value * weight for value, weight in zip(values, weights, strict=True) if value is not None]
+    return math.fsum(known) / total if total and len(known) == len(values) else None
+
+
 def median_interval(values: Sequence[float]) -> Interval | None:
     """Return a distribution-free 95% interval of the median of independent values; None for fewer than two.
 

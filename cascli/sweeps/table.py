@@ -17,7 +17,14 @@ from cascli.analysis.answer_costs import AnswerCosts, Answered, Answers, answer_
 from cascli.analysis.corpus_bleu import bleu_difference_interval, bleu_interval, corpus_bleu
 from cascli.analysis.distances import LOSSLESS_TOLERANCE, total
 from cascli.analysis.random_deferral import Scored, against_random
-from cascli.analysis.statistics import Interval, IntervalKind, difference_interval, mean_interval, rate_ratio_interval
+from cascli.analysis.statistics import (
+    Interval,
+    IntervalKind,
+    difference_interval,
+    mean_interval,
+    rate_ratio_interval,
+    weighted_mean,
+)
 from cascli.rules.base import OPTION
 from cascli.strategies import parse
 from cascli.sweeps.plan import BASELINE, DRAFT, LOSSLESS, SweepPlan, with_strategies
@@ -508,11 +515,7 @@ def _deferral(spec: str, records: Sequence[Record]) -> float | None:
 
 def _weighted(records: Sequence[Record], name: str) -> float | None:
     """Mean over tokens of a field that is a mean within each record; None if any record lacks it."""
-    values = [(getattr(record, name), len(record.token_ids)) for record in records]
-    total = sum(weight for _, weight in values)
-    if not total or any(value is None for value, _ in values):
-        return None
-    return fsum(value * weight for value, weight in values) / total
+    return weighted_mean([getattr(each, name) for each in records], [len(each.token_ids) for each in records])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -14,6 +14,7 @@ from cascli.analysis.distances import total
 from cascli.analysis.matching import Matched
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.analysis.speculation_profile import histogram
+from cascli.analysis.statistics import weighted_mean
 from cascli.chat import Conversation, encode
 from cascli.engine import Request, check_models, environment
 from cascli.errors import RunError, UsageError
@@ -238,8 +239,8 @@ def record_of(
         cut=sum(run.finish_reason == "length" for run in runs),
         looped=sum(m.looped_tokens or 0 for m in metrics),
         distances=total(m.distances for m in metrics),
-        deferral_rate=_mean([m.deferral_rate for m in metrics], _weights(runs)),
-        mean_tv=_mean([m.mean_tv_to_target for m in metrics], [len(run.token_ids) for run in runs]),
+        deferral_rate=weighted_mean([m.deferral_rate for m in metrics], _weights(runs)),
+        mean_tv=weighted_mean([m.mean_tv_to_target for m in metrics], [len(run.token_ids) for run in runs]),
         log_likelihood=likelihood,
         flops=None if None in flops else sum(each for each in flops if each is not None),
     )
@@ -248,9 +249,3 @@ def record_of(
 def _weights(runs: Sequence[Run]) -> list[int]:
     """Tokens of each answer, or 1 if the strategy decides once per answer."""
     return [1 if run.handover else len(run.token_ids) for run in runs]
-
-
-def _mean(values: Sequence[float | None], weights: Sequence[int]) -> float | None:
-    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
-    total = sum(weight for _, weight in known)
-    return sum(value * weight for value, weight in known) / total if total and len(known) == len(values) else None
