@@ -128,6 +128,10 @@ class ModelConfig(Strict):
         """Location of another key of the model, for an error message."""
         return f"{self._where.removesuffix('.source') or 'draft'}.{name}"
 
+    def requested_dtype(self, override: str | None, default: str | None) -> str:
+        """The precision from a flag, else from the model's own entry, else the pair's default."""
+        return override or (self.dtype if self.dtype != "auto" else default or "auto")
+
     @contextmanager
     def located(self) -> Iterator[None]:
         """Prefix errors about the source with where it was named.

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -81,92 +81,130 @@ def load_pair(
         ConfigError: a bad pair file, or two models that have hardly any tokens in common.
         RunError: weights, memory or device are not available.
     """
-    bars = notebook.bars() if report is None and on_stage is unseen else None
-    if bars is not None:
-        report, on_stage = bars.report, bars.stage
-    with bars or nullcontext():
-        return _load(source, draft, target, device, dtype, offline, cuda_graphs, compile, report, on_stage)
-
-
-def _load(
-    source: str | Path | Mapping[str, Any] | PairConfig | None,
-    draft: str | Path | None,
-    target: str | Path | None,
-    device: str | None,
-    dtype: str | None,
-    offline: bool | None,
-    cuda_graphs: bool | None,
-    compile: bool | None,
-    report: Report | None,
-    on_stage: OnStage,
-) -> Pair:
     checked({key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None})
     config = _config(source, draft, target)
     defaults = config.defaults
     where = choose_device(device or defaults.device or "auto")
-    offline = defaults.offline or False if offline is None else offline
-    description = describe(config, offline=offline, report=report, on_stage=on_stage)
-    folders, configs = description.folders, description.configs
-    tokenizer, vocab = description.tokenizer, description.vocab
-    stages = Stages(on_stage)
-    graphs = defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs
-    compiler = "inductor" if (defaults.compile if compile is None else compile) else None
-    whole = {role: model for role, model in config.models.items() if role in configs}
-    dtypes = {
-        role: _precision(role, model, configs[role], dtype, defaults.dtype, where) for role, model in whole.items()
-    }
-    cuts = {} if config.draft is None else _cuts(config.draft, description)
-    stores = {
-        role: store_for(folders[role], precision, cuts[role].digest if role in cuts else "")
-        for role, precision in dtypes.items()
-        if where.type == "cpu"
-    }
-    works = [_work(role, model, configs[role], dtypes[role], stores.get(role)) for role, model in whole.items()]
-    draft_config, head = config.draft, description.head
-    if draft_config is not None and head is not None:
-        dtypes["draft"] = precision_of(draft_config, head, dtype, defaults.dtype, where)
-        works.append(work_of(head, dtypes["draft"]))
+    bars = notebook.bars() if report is None and on_stage is unseen else None
+    if bars is not None:
+        report, on_stage = bars.report, bars.stage
+    with bars or nullcontext():
+        offline = defaults.offline or False if offline is None else offline
+        return _load(
+            config,
+            describe(config, offline=offline, report=report, on_stage=on_stage),
+            where,
+            dtype,
+            graphs=defaults.cuda_graphs is not False if cuda_graphs is None else cuda_graphs,
+            compiler="inductor" if (defaults.compile if compile is None else compile) else None,
+            stages=Stages(on_stage),
+        )
+
+
+class _Part(NamedTuple):
+    """A model of the pair, and how it is loaded."""
+
+    role: str
+    model: ModelConfig
+    config: PreTrainedConfig
+    folder: Path | None
+    dtype: str
+    device: torch.device
+    cut: Cut | None
+    """What its head is cut to."""
+    store: PackedStore | None
+    """Keeps its packed layers between starts."""
+
+    @classmethod
+    def of(
+        cls, role: str, config: PairConfig, description: Description, dtype: str | None, device: torch.device
+    ) -> Self:
+        """Build it; the precision is that of the flag `dtype`, else its own in the pair's file, else the pair's.
+
+        The special tokens of a draft whose head is cut are always kept.
+        """
+        model, model_config, folder = config.models[role], description.configs[role], description.folders[role]
+        requested = model.requested_dtype(dtype, config.defaults.dtype)
+        with explained(model):
+            large = requested == "auto" and role == "draft" and is_large(model_config)
+        overflows = f"models of type '{model_config.model_type}'" if model_config.is_encoder_decoder else None
+        precision = choose_dtype(requested, device, may_round=large, overflows=overflows)
+        cut = None
+        if isinstance(model, DraftConfig) and model.vocab is not None:
+            rows = model_config.get_text_config().vocab_size
+            cut = Cut.of(model.vocab, rows, description.special_of_draft(), model.key("vocab"))
+        store = store_for(folder, precision, cut.digest if cut else "") if device.type == "cpu" else None
+        return cls(role, model, model_config, folder, precision, device, cut, store)
+
+    @property
+    def work(self) -> Work:
+        """The work of loading it, for progress displays."""
+        with explained(self.model):
+            weights = weights_of(self.config)
+        packs = self.dtype == "int8" or (weights >= size.LARGE and self.store is not None)
+        verb = "packing" if packs and not (self.store is not None and self.store.is_usable) else "reading"
+        return Work(self.role, verb, weights, BYTES[self.dtype], self.config.get_text_config().num_hidden_layers)
+
+
+def _load(
+    config: PairConfig,
+    description: Description,
+    device: torch.device,
+    dtype: str | None,
+    *,
+    graphs: bool,
+    compiler: str | None,
+    stages: Stages,
+) -> Pair:
+    folders, vocab, tokenizer = description.folders, description.vocab, description.tokenizer
+    parts = [_Part.of(role, config, description, dtype, device) for role in description.configs]
+    works = [part.work for part in parts]
+    draft, head, head_dtype = config.draft, description.head, ""
+    if draft is not None and head is not None:
+        head_dtype = precision_of(draft, head, dtype, config.defaults.dtype, device)
+        works.append(work_of(head, head_dtype))
     stages.plan(works)
     models = {}
-    for role, model in whole.items():
+    for part in parts:
         stages.begin()
-        module = _load_model(
-            model, configs[role], folders[role], dtypes[role], where, cuts.get(role), stores.get(role), stages
-        )
-        if head is None:
-            runner, why = choose_runner(module, description.vocab_of(role), where, graphs=graphs, compiler=compiler)
-        else:
-            runner, why = (
-                TappedRunner(module, vocab, where, head.taps),
-                TAPPED_IS_EAGER if where.type == "cuda" else None,
-            )
-        rows = configs[role].get_text_config().vocab_size
-        models[role] = LoadedModel(module, runner, _name(model, folders[role]), dtypes[role], where, rows, why)
-        if role == "draft" and description.translation is not None:
-            models[role].runner = TranslatedRunner(runner, description.translation, context_of(configs[role]))
+        models[part.role] = _loaded(part, description, stages, graphs=graphs, compiler=compiler)
         stages.end()
-    target_model = models["target"]
-    eos_ids = _eos_ids(target_model.model, tokenizer if folders["target"] else None)
+    target = models["target"]
+    eos_ids = _eos_ids(target.model, tokenizer if folders["target"] else None)
     if description.translation is None:
-        _check_rows(models, len(tokenizer) if tokenizer is not None else target_model.rows, vocab, eos_ids)
-    if draft_config is not None and head is not None:
+        _check_rows(models, len(tokenizer) if tokenizer is not None else target.rows, vocab, eos_ids)
+    if draft is not None and head is not None:
         stages.begin()
-        name, head_folder = EAGLE3_PREFIX + _name(draft_config, folders["draft"]), require_folder(folders["draft"])
-        models["draft"] = load_head(
-            draft_config, name, head_folder, head, dtypes["draft"], target_model, vocab, stages.reached
-        )
+        name, folder = EAGLE3_PREFIX + _name(draft, folders["draft"]), require_folder(folders["draft"])
+        models["draft"] = load_head(draft, name, folder, head, head_dtype, target, vocab, stages.reached)
         stages.end()
     return Pair(
         config=config,
         draft=models.get("draft"),
-        target=target_model,
+        target=target,
         tokenizer=tokenizer,
         vocab=vocab,
         translation=description.translation,
         eos_ids=eos_ids,
         context=description.context,
-        graphs=graph_cache_for(target_model.device, *(model.eager_because for model in models.values())),
+        graphs=graph_cache_for(target.device, *(model.eager_because for model in models.values())),
     )
+
+
+def _loaded(
+    part: _Part, description: Description, stages: Stages, *, graphs: bool, compiler: str | None
+) -> LoadedModel:
+    """Load a model, with the runner that decodes with it."""
+    module, device = _load_model(part, stages), part.device
+    if description.head is None:
+        runner, why = choose_runner(module, description.vocab_of(part.role), device, graphs=graphs, compiler=compiler)
+    else:
+        runner = TappedRunner(module, description.vocab, device, description.head.taps)
+        why = TAPPED_IS_EAGER if device.type == "cuda" else None
+    if part.role == "draft" and description.translation is not None:
+        runner = TranslatedRunner(runner, description.translation, context_of(part.config))
+    rows = part.config.get_text_config().vocab_size
+    return LoadedModel(module, runner, _name(part.model, part.folder), part.dtype, device, rows, why)
 
 
 def _config(
@@ -179,67 +217,26 @@ def _config(
     return pair_of_models(named[0], named[1], source)
 
 
-def _precision(
-    role: str,
-    model: ModelConfig,
-    config: PreTrainedConfig,
-    override: str | None,
-    default: str | None,
-    device: torch.device,
-) -> str:
-    """A model's precision: from the flag, else from its own entry in the pair's file, else the pair's default."""
-    requested = override or (model.dtype if model.dtype != "auto" else default or "auto")
-    with explained(model):
-        large = requested == "auto" and role == "draft" and is_large(config)
-    overflows = None if not config.is_encoder_decoder else f"models of type '{config.model_type}'"
-    return choose_dtype(requested, device, may_round=large, overflows=overflows)
-
-
-def _work(role: str, model: ModelConfig, config: PreTrainedConfig, dtype: str, store: PackedStore | None) -> Work:
-    """The work of loading a model, for progress displays."""
-    with explained(model):
-        weights = weights_of(config)
-    packs = dtype == "int8" or (weights >= size.LARGE and store is not None)
-    verb = "packing" if packs and not (store is not None and store.is_usable) else "reading"
-    return Work(role, verb, weights, BYTES[dtype], config.get_text_config().num_hidden_layers)
-
-
-def _cuts(draft: DraftConfig, description: Description) -> dict[str, Cut]:
-    """The cut of the draft model's head, if the pair's file specifies one; special tokens are always kept."""
-    if draft.vocab is None:
-        return {}
-    rows = description.configs["draft"].get_text_config().vocab_size
-    return {"draft": Cut.of(draft.vocab, rows, description.special_of_draft(), draft.key("vocab"))}
-
-
-def _load_model(
-    model: ModelConfig,
-    config: PreTrainedConfig,
-    folder: Path | None,
-    dtype: str,
-    device: torch.device,
-    cut: Cut | None,
-    store: PackedStore | None,
-    stages: Stages,
-) -> PreTrainedModel:
+def _load_model(part: _Part, stages: Stages) -> PreTrainedModel:
     """Load the model onto its device, with the kernels that it runs with."""
+    source = part.model.source
     try:
-        if device.type == "cpu":
-            module = _on_cpu(model, config, folder, dtype, cut, store, stages)
+        if part.device.type == "cpu":
+            module = _on_cpu(part, stages)
         else:
-            module = _module(model, config, folder, DTYPES[dtype], device)
-            if cut is not None:
-                cut_head(module, cut)
+            module = _module(part, DTYPES[part.dtype])
+            if part.cut is not None:
+                cut_head(module, part.cut)
     except torch.OutOfMemoryError as error:
-        raise RunError(f"not enough memory on {device} for {model.source} in {dtype}: {error}") from None
+        raise RunError(f"not enough memory on {part.device} for {source} in {part.dtype}: {error}") from None
     except ImportError as error:
-        raise RunError(f"{model.source}: {first_line(error)}") from None
+        raise RunError(f"{source}: {first_line(error)}") from None
     except ConfigError:
         raise
     except Exception as error:  # a damaged file may raise anything in its readers
-        if isinstance(error, RunError) or isinstance(model.source, RandomSource):
+        if isinstance(error, RunError) or isinstance(source, RandomSource):
             raise
-        raise RunError(f"{model.source}: the weights cannot be loaded: {first_line(error)[:300]}") from None
+        raise RunError(f"{source}: the weights cannot be loaded: {first_line(error)[:300]}") from None
     module.eval().requires_grad_(False)
     keep_caps(module)
     return module
@@ -252,45 +249,37 @@ def _name(model: ModelConfig, folder: Path | None) -> str:
     return f"{source}#{folder.name}" if isinstance(model.source, HubSource) and folder and not pinned else source
 
 
-def _on_cpu(
-    model: ModelConfig,
-    config: PreTrainedConfig,
-    folder: Path | None,
-    dtype: str,
-    cut: Cut | None,
-    store: PackedStore | None,
-    stages: Stages,
-) -> PreTrainedModel:
-    """Load the model with the fastest kernels of `dtype`; weights are read one by one if the folder allows it."""
-    work = working_dtype(dtype)
-    opened = None if folder is None else open_checkpoint(config, folder, work)
+def _on_cpu(part: _Part, stages: Stages) -> PreTrainedModel:
+    """Load the model with the fastest kernels of its precision; weights are read one by one if the folder allows it."""
+    work = working_dtype(part.dtype)
+    opened = None if part.folder is None else open_checkpoint(part.config, part.folder, work)
     if opened is None:
-        module = _module(model, config, folder, work, torch.device("cpu"))
-        if cut is not None:
-            cut_head(module, cut)
-        fit(module, dtype, None, None, stages.reached)
+        module = _module(part, work)
+        if part.cut is not None:
+            cut_head(module, part.cut)
+        fit(module, part.dtype, None, None, stages.reached)
         choose_rows(module)
         return module
     module, read = opened
-    if cut is not None:
-        read = cut_head(module, cut, read) or read
-    fit(module, dtype, read, store, stages.reached)
-    if store is not None and store.needs(module):
+    if part.cut is not None:
+        read = cut_head(module, part.cut, read) or read
+    fit(module, part.dtype, read, part.store, stages.reached)
+    if part.store is not None and part.store.needs(module):
         stages.report("saving the packed weights for the next start")
-        store.save(module)
+        part.store.save(module)
     choose_rows(module)
     return module
 
 
-def _module(
-    model: ModelConfig, config: PreTrainedConfig, folder: Path | None, dtype: torch.dtype, device: torch.device
-) -> PreTrainedModel:
-    if isinstance(model.source, RandomSource):
-        with explained(model):
-            return _random(config, model.source.seed, dtype, device)
-    if model.device_map is not None and device.type == "cuda":
-        return untrusted.model_of(require_folder(folder), config, dtype=dtype, device_map=model.device_map)
-    return untrusted.model_of(require_folder(folder), config, dtype=dtype).to(device)
+def _module(part: _Part, dtype: torch.dtype) -> PreTrainedModel:
+    source, device_map = part.model.source, part.model.device_map
+    if isinstance(source, RandomSource):
+        with explained(part.model):
+            return _random(part.config, source.seed, dtype, part.device)
+    folder = require_folder(part.folder)
+    if device_map is not None and part.device.type == "cuda":
+        return untrusted.model_of(folder, part.config, dtype=dtype, device_map=device_map)
+    return untrusted.model_of(folder, part.config, dtype=dtype).to(part.device)
 
 
 def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

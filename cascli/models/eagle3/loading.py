@@ -25,8 +25,7 @@ def precision_of(
     draft: DraftConfig, layout: Layout, override: str | None, default: str | None, device: torch.device
 ) -> str:
     """The precision of a head: from a flag, else its entry in the pair file, else that of a draft model of its size."""
-    requested = override or (draft.dtype if draft.dtype != "auto" else default or "auto")
-    return choose_dtype(requested, device, may_round=weights_of_head(layout) >= LARGE)
+    return choose_dtype(draft.requested_dtype(override, default), device, may_round=weights_of_head(layout) >= LARGE)
 
 
 def work_of(layout: Layout, dtype: str) -> Work:
