@@ -98,18 +98,19 @@ def _check(folder: Path, expected: Mapping[str, list[int]], files: _Files) -> No
             f"{folder}: '{unknown[0]}'{_and_more(unknown)} is not part of the head that its config describes."
         )
     for name, shape in expected.items():
-        actual = _shape(files[name])
-        if actual != shape:
-            raise RunError(f"{folder}: '{name}' has shape {actual}, but its config and its target require {shape}.")
+        _check_shape(folder, name, shape, files)
+
+
+def _check_shape(folder: Path, name: str, shape: list[int], files: _Files) -> None:
+    file, own_name = files[name]
+    with safe_open(file, framework="pt") as opened:
+        actual = [*opened.get_slice(own_name).get_shape()]
+    if actual != shape:
+        raise RunError(f"{folder}: '{name}' has shape {actual}, but its config and its target require {shape}.")
 
 
 def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _shape(location: tuple[Path, str]) -> list[int]:
-    with safe_open(location[0], framework="pt") as file:
-        return [*file.get_slice(location[1]).get_shape()]
 
 
 def _tensor(location: tuple[Path, str]) -> Tensor:
@@ -148,9 +149,7 @@ def _ids(folder: Path, layout: Layout, files: _Files) -> Tensor:
 
 def _vector(folder: Path, name: str, shape: list[int], files: _Files) -> Tensor:
     """Read a vector of integers or booleans."""
-    actual = _shape(files[name])
-    if actual != shape:
-        raise RunError(f"{folder}: '{name}' has shape {actual}, but its config and its target require {shape}.")
+    _check_shape(folder, name, shape, files)
     value = _tensor(files[name])
     if value.dtype not in (*_INTEGERS, torch.bool):
         raise RunError(f"{folder}: '{name}' is of {value.dtype}; expected whole numbers.")
