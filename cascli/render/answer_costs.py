@@ -10,12 +10,11 @@ from rich.table import Table
 
 from cascli.analysis.answer_costs import BY_THE_LIMIT, AnswerCosts, Ratio
 from cascli.analysis.distances import efficiency, nats_per_answer, out_of_head_rate, waste
-from cascli.analysis.percentiles import Percentiles
 from cascli.analysis.statistics import FEWEST
 from cascli.render.columns import Column, on_a_page, table_of
 from cascli.render.console import unicode_ok
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, bounds_text, count, nats, number, percent, seconds, tv
+from cascli.render.numbers import DASH, bounds_text, count, nats, number, percent, percentile_text, seconds, tv
 from cascli.trace import Distances
 
 if TYPE_CHECKING:
@@ -58,15 +57,7 @@ def outcome(costs: AnswerCosts | None) -> str:
 
 
 def _over_prompts(name: str, show: Callable[[float], str]) -> Callable[[Priced], str]:
-    def fill(costs: AnswerCosts) -> str:
-        percentiles: Percentiles | None = getattr(costs.per_prompt, name, None)
-        if percentiles is None:
-            return DASH
-        return " / ".join(
-            show(value) for value in (percentiles.p50, percentiles.p90, percentiles.p99) if value is not None
-        )
-
-    return _of_costs(fill)
+    return _of_costs(lambda costs: percentile_text(getattr(costs.per_prompt, name, None), show))
 
 
 PROMPTS: list[Column[Priced]] = [

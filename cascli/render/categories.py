@@ -12,7 +12,7 @@ from rich.text import Text
 from cascli.render.columns import Column, on_a_page
 from cascli.render.console import plain_table, unicode_ok
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, count, number, tv
+from cascli.render.numbers import DASH, count, counted, number, tv
 from cascli.render.table import speed_text
 
 if TYPE_CHECKING:
@@ -64,4 +64,4 @@ def _table(groups: Groups, columns: Sequence[Column[Priced]], console: Console) 
 
 def _heading(name: str, rows: Sequence[Priced]) -> str:
     prompts = max((row.num_prompts or 0 for row in rows), default=0)
-    return f"{name or '(no category)'}, {prompts} {'prompt' if prompts == 1 else 'prompts'}"
+    return f"{name or '(no category)'}, {counted(prompts, 'prompt')}"

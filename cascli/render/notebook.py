@@ -16,7 +16,7 @@ from cascli.errors import plain
 from cascli.render.answers import AnswerCell, legend_of
 from cascli.render.comparison import TRACES_SHOWN, by_prompt, cells_of, interrupted_line, notes, pair_line, prompt_line
 from cascli.render.marks import short_name
-from cascli.render.numbers import number, seconds, share, tv, yes_no
+from cascli.render.numbers import DASH, number, seconds, tv, yes_no
 from cascli.render.stream import describe_handover
 from cascli.render.sweep import COST, QUALITY, with_values
 from cascli.render.sweep_words import caution, differences, scatter_kinds
@@ -57,14 +57,14 @@ def of_run(run: Run) -> str:
     parts.append(_block(text_html(legend_of([cell], console), console), "font-size:85%;margin:.4em 0"))
     m = run.metrics
     headings = ["strategy", "tokens", "ended by", "time", "tok/s", "accepted", "target calls", "mean TV", "lossless"]
-    accepted = f"{m.num_accepted_draft_tokens}/{m.num_draft_tokens}" if m.num_draft_tokens else number(None)
+    accepted = f"{m.num_accepted_draft_tokens}/{m.num_draft_tokens}" if m.num_draft_tokens else DASH
     parts.append(
         table_html(
             headings,
             [
                 [
                     name, str(len(run.token_ids)), run.finish_reason, seconds(m.seconds.total),
-                    number(m.tokens_per_second, 1), accepted, share(m.target_calls_per_token),
+                    number(m.tokens_per_second, 1), accepted, number(m.target_calls_per_token),
                     tv(m.mean_tv_to_target), yes_no(m.lossless),
                 ]
             ],

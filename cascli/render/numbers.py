@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from cascli.analysis.percentiles import Percentiles
 from cascli.analysis.statistics import IntervalKind
 
 DASH = "–"
@@ -10,11 +13,6 @@ DASH = "–"
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     """A number with fixed digits."""
     return DASH if value is None else f"{value:.{digits}f}{unit}"
-
-
-def share(value: float | None) -> str:
-    """A fraction with two digits."""
-    return number(value)
 
 
 def yes_no(value: bool | None) -> str:
@@ -38,6 +36,13 @@ def seconds(value: float | None) -> str:
     if value >= 1:
         return f"{value:.1f} s"
     return f"{value * 1000:.1f} ms" if value < 0.01 else f"{value * 1000:.0f} ms"
+
+
+def percentile_text(percentiles: Percentiles | None, show: Callable[[float], str]) -> str:
+    """Those percentiles that are known, each as `show` writes it."""
+    if percentiles is None:
+        return DASH
+    return " / ".join(show(each) for each in (percentiles.p50, percentiles.p90, percentiles.p99) if each is not None)
 
 
 def duration(value: float) -> str:

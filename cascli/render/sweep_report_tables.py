@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cascli.analysis.statistics import IntervalKind
 from cascli.render.html_text import text
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, number, tv
+from cascli.render.numbers import DASH, counted, number, tv
 from cascli.render.sweep_words import answers_vary, is_beyond_chance, passed, temperature_of
 from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.table import SweepRow, calls_per_answer
@@ -147,7 +147,7 @@ def categories_table(groups: Mapping[str, Sequence[SweepRow]], metric: str) -> s
 
 def _category(name: str, rows: Sequence[SweepRow]) -> str:
     count = max(row.num_prompts or 0 for row in rows)
-    return f"{text(name or '(no category)')}<br>{count} {'prompt' if count == 1 else 'prompts'}"
+    return f"{text(name or '(no category)')}<br>{counted(count, 'prompt')}"
 
 
 def _in_category(row: SweepRow | None) -> str:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from cascli.analysis.comparison import Percentiles, Row
+from cascli.analysis.comparison import Row
 from cascli.render.columns import Column, on_a_page, table_of
 from cascli.render.console import fits, fitted, unicode_ok
 from cascli.render.marks import heading, short_name
-from cascli.render.numbers import bounds_text, number, seconds, size, tv, yes_no
+from cascli.render.numbers import DASH, bounds_text, number, percentile_text, seconds, size, tv, yes_no
 
 if TYPE_CHECKING:
     from cascli.render.answer_costs import Priced
@@ -36,13 +36,9 @@ def scatter_line(rows: Sequence[Row]) -> str | None:
 
 
 def _divergence(row: Row) -> str:
-    if row.same_as_target is None:
-        return number(None)
-    return (
-        number(None)
-        if row.strategy == "target"
-        else ("none" if row.first_divergence is None else f"#{row.first_divergence + 1}")
-    )
+    if row.same_as_target is None or row.strategy == "target":
+        return DASH
+    return "none" if row.first_divergence is None else f"#{row.first_divergence + 1}"
 
 
 def _tokens(row: Row) -> str:
@@ -51,7 +47,7 @@ def _tokens(row: Row) -> str:
 
 def _text(row: Row) -> str:
     if row.strategy == "target" or (row.same_as_target is None and (row.answers or 0) < 2):
-        return number(None)
+        return DASH
     if row.same_as_target:
         return "same"
     if row.answers is not None and row.answers > 1:
@@ -88,16 +84,8 @@ LAW: list[Column[Row]] = [
 ]
 
 
-def _percentiles(percentiles: Percentiles | None) -> str:
-    if percentiles is None:
-        return number(None)
-    return " / ".join(
-        seconds(value) for value in (percentiles.p50, percentiles.p90, percentiles.p99) if value is not None
-    )
-
-
 def _times(field: str) -> Callable[[Row], str]:
-    return lambda row: _percentiles(getattr(row, field))
+    return lambda row: percentile_text(getattr(row, field), seconds)
 
 
 TIMES: list[Column[Row]] = [
