@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cascli import drafters, plugins, rules, stops
 from cascli.blame import blamed, label
@@ -17,8 +17,8 @@ from cascli.errors import UsageError, unknown
 from cascli.models.calls import ALONE, ROLES, Calls, Role
 from cascli.rules import Rule
 from cascli.rules.base import OPTION, option
-from cascli.sampling.parameters import AUTO_DRAFTED, MOST_DRAFTED
-from cascli.settings import first_problem
+from cascli.sampling.parameters import AUTO_DRAFTED
+from cascli.settings import DraftLength, first_problem
 from cascli.stops import Stop
 from cascli.stops.never import Never
 from cascli.trace import with_params
@@ -42,7 +42,6 @@ BLOCK_FORMULA = (
     " its tokens and S = sum max(0, w pi - q) after it (all k tokens with w), then norm(max(0, w pi - q))"
 )
 BLOCK_SOURCE = "; verify=block: Sun et al. 2024"
-BlockLength = Annotated[int, Field(ge=1, le=MOST_DRAFTED)]
 
 
 def validated(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -240,7 +239,7 @@ class Speculating(Strategy):
 
     draft: Drafter = MODEL
     stop: Stop = NEVER
-    k: BlockLength | Literal["auto"] = 4
+    k: DraftLength | Literal["auto"] = 4
     verify: Literal["token", "block"] = option("token")
 
     def __post_init__(self) -> None:
