@@ -22,7 +22,7 @@ from torch import Tensor
 from cascli import kernels
 from cascli.decoding import detail, thinking
 from cascli.decoding.session import Session
-from cascli.decoding.step_by_step import Drafting, Looking, ReadLast, by_steps
+from cascli.decoding.step_by_step import DistributionOnly, ReadLast, TokensOnly, by_steps
 from cascli.kernels.layout import Field, RoundFacts
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.rules._forced import Forced
@@ -66,11 +66,11 @@ class Block(NamedTuple):
         q.scatter_(1, tokens.unsqueeze(1), 1.0)
         return cls(tokens[:n], q, q)
 
-    def followed_by(self, behind: Block) -> Block:
+    def followed_by(self, after: Block) -> Block:
         """This block extended by the proposal for the position after it, given as a block without tokens."""
-        q = torch.cat([self.q, behind.q])
-        same = self.q1 is self.q and behind.q1 is behind.q
-        return Block(self.tokens, q, q if same else torch.cat([self.q1, behind.q1]))
+        q = torch.cat([self.q, after.q])
+        same = self.q1 is self.q and after.q1 is after.q
+        return Block(self.tokens, q, q if same else torch.cat([self.q1, after.q1]))
 
 
 Observing = Callable[[], AbstractContextManager[None]]
@@ -130,9 +130,9 @@ def speculate(
             decide = partial(decide_round, rule, s.sampling, by_block=by_block, observing=observing)
             numbers = decide(*given)
             if late and block.q.shape[0] == n and int(numbers[Field.NUM_ACCEPTED, 0]) == n:
-                behind = _behind(s, block, propose, rule)
-                after = decide(logits[n:], *behind, u_accept[n:], u_next[n:], *(each[n:] for each in holds))
-                numbers, block = _continued(numbers, after), block.followed_by(behind)
+                after = _proposal_after(s, block, propose, rule)
+                last = decide(logits[n:], *after, u_accept[n:], u_next[n:], *(each[n:] for each in holds))
+                numbers, block = _continued(numbers, last), block.followed_by(after)
         ahead.mark_used(start + n)
         flat, *of_detail = s.fetch(numbers, *_numbers_of_detail(s, block, logits, numbers))
         facts, seen = RoundFacts.of(flat), detail.details(of_detail, n + 1, s.spell)
@@ -174,10 +174,10 @@ def _drafts(
     """
     later = late and n > 0
     if stopping.reads is None:
-        return propose(s, n, Drafting(rule.reads_base) if later else rule), []
+        return propose(s, n, TokensOnly(rule.reads_base) if later else rule), []
 
     def look(ahead: Session) -> tuple[Tensor, Tensor]:
-        block = propose(ahead, 0, Looking())
+        block = propose(ahead, 0, DistributionOnly())
         return block.q, block.q1
 
     read_last: ReadLast = "if seen" if later else rule.reads_draft
@@ -186,7 +186,7 @@ def _drafts(
     return Block(drafted.tokens, drafted.q, drafted.q1 if needs_q1 else drafted.q), drafted.seen
 
 
-def _behind(s: Session, block: Block, propose: Propose, rule: Rule) -> Block:
+def _proposal_after(s: Session, block: Block, propose: Propose, rule: Rule) -> Block:
     """The proposal for the position after a block that has passed, as a block without tokens."""
     n, ahead = block.tokens.shape[0], copy.copy(s)
     # A drafter may have written, and therefore read, more tokens than it returned.
@@ -196,11 +196,11 @@ def _behind(s: Session, block: Block, propose: Propose, rule: Rule) -> Block:
     return propose(ahead, 0, rule)
 
 
-def _continued(numbers: Tensor, after: Tensor) -> Tensor:
+def _continued(numbers: Tensor, last: Tensor) -> Tensor:
     """The matrix of a round whose drafts all passed, joined with the decision for the position after them."""
-    joined = torch.cat([numbers[:, :-1], after], dim=1)
+    joined = torch.cat([numbers[:, :-1], last], dim=1)
     for field in (Field.NEXT_ID, Field.NEXT_P, Field.NEXT_Q, Field.NEXT_REGRET):
-        joined[field, 0] = after[field, 0]
+        joined[field, 0] = last[field, 0]
     return joined
 
 

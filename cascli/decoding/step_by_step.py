@@ -30,7 +30,7 @@ ReadLast = bool | Literal["if seen"]
 
 
 @dataclass(frozen=True)
-class Looking(Rule):
+class DistributionOnly(Rule):
     """Not a deferral rule: passed to a drafter to get q alone, where no token is drafted."""
 
     reads_target: ClassVar[bool] = False
@@ -43,7 +43,7 @@ class Looking(Rule):
 
 
 @dataclass(frozen=True)
-class Drafting(Looking):
+class TokensOnly(DistributionOnly):
     """Not a deferral rule: passed to a drafter to get tokens alone, without q after the last one."""
 
     reads_draft: ClassVar[bool] = False
