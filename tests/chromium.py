@@ -6,7 +6,6 @@ zero byte.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
@@ -108,11 +107,6 @@ class Browser:
         more = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
-
-    def screenshot(self, file: Path, *, whole: bool = False) -> None:
-        """Save what is visible, or the whole page, as a PNG."""
-        picture = self("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        file.write_bytes(base64.b64decode(picture["data"]))
 
     @property
     def complaints(self) -> list[str]:

@@ -7,17 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from cascli import Run, load_pair
-from cascli.cli.app import app
 from cascli.errors import ConfigError, RunError, UsageError
 from cascli.models.tokenizer import byte_tokenizer
+from tests.commands import invoke
 from tests.pairs import model, pair
-
-
-def invoke(*arguments: str, stdin: str | bytes | None = None):
-    return CliRunner().invoke(app, list(arguments), input=stdin)
 
 
 def test_dtype_precedence_is_flag_then_model_then_default(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:

@@ -16,25 +16,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from rich.text import Text
-from typer.testing import CliRunner
 
 from cascli import Run
-from cascli.cli.app import app
 from cascli.errors import plain
 from cascli.render.console import Screen, _Lasting
 from cascli.render.stream import AnswerStream
 from cascli.trace import Emitted, Round
+from tests.commands import invoke, shell
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "6"]
-
-
-def invoke(*arguments: str, stdin: str | bytes | None = None):
-    return CliRunner().invoke(app, list(arguments), input=stdin)
-
-
-def shell(line: str) -> subprocess.CompletedProcess:
-    command = line.replace("cascli", f"{sys.executable} -m cascli")
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=os.environ)
 
 
 def test_answers_reach_a_pipe_unchanged() -> None:

@@ -26,7 +26,6 @@ from cascli.render.sweep import sweep_tables
 from cascli.render.sweep_words import scatter_kinds
 from cascli.render.table import scatter_line, speed_text
 from cascli.render.verdict import verdict
-from cascli.sweeps.plan import SweepPlan
 from cascli.sweeps.records import Record
 from cascli.sweeps.table import SweepRow, rows, tidy_rows
 from tests.sweeps import header_of, plan_of, records_of
@@ -176,14 +175,6 @@ def test_dependent_times_have_no_interval_over_prompts(pair: Pair) -> None:
 
 
 # ---- sweeps
-
-
-def sped(plan: SweepPlan, prompts: int = 8) -> list[Record]:
-    """Answers whose times differ by prompt."""
-    found = records_of(plan, prompts)
-    return [
-        each.model_copy(update={"seconds": (each.seconds or 0) * (1 + int(each.problem[1:]) / 9)}) for each in found
-    ]
 
 
 def test_speeds_of_a_sweep_have_an_interval_over_prompts() -> None:

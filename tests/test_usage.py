@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from cascli import Pair, generate
-from cascli.cli.app import app
 from cascli.errors import UsageError
+from tests.commands import invoke, shell
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "6"]
-
-
-def invoke(*arguments: str, stdin: str | bytes | None = None):
-    return CliRunner().invoke(app, list(arguments), input=stdin)
-
-
-def shell(line: str) -> subprocess.CompletedProcess:
-    command = line.replace("cascli", f"{sys.executable} -m cascli")
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=os.environ)
 
 
 def test_k_reaches_the_default_strategy(clean_env: pytest.MonkeyPatch, text_pair: Pair) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,14 +30,6 @@ SPECS = [
     ("token-cascade", 1.0),
     ("cascade:threshold=-3", 1.0),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def jobs(spec: str, temperature: float, **more: Any) -> list[Callable[[Pair], Run]]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import yaml
 
@@ -109,8 +108,3 @@ def targets(home: Path) -> list[Target]:
 def named(found: Sequence[Target], name: str) -> Target:
     """Return the target with this name."""
     return next(target for target in found if target.name == name)
-
-
-def known_good(home: Path) -> list[tuple[str, Any]]:
-    """Every good file with its target: if the commands fail on these, fuzzing shows nothing."""
-    return [(target.name, seed.read_bytes()) for target in targets(home) for seed in target.seeds]
