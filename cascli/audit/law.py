@@ -25,7 +25,7 @@ from cascli.decoding.plugin_checks import broken_rules, usable_rules
 from cascli.errors import UsageError, raised
 from cascli.plugins import is_own
 from cascli.rules.base import Exact, Rule
-from cascli.sampling import distributions, rejection
+from cascli.sampling import rejection
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import Strategy
@@ -92,9 +92,9 @@ def of_blocks(trees: Sequence[Tree], strategies: Sequence[Strategy]) -> Iterator
 def _of_block(tree: Tree, rule: Rule, sampling: Sampling) -> float:
     texts = [(), *((token,) for token in range(tree.width))]
     draft, target = (torch.stack([table[text] for text in texts]) for table in (tree.draft, tree.target))
-    q, p = distributions.warp(draft, sampling), distributions.warp(target, sampling)
-    pi = rule.apply(Dists(q, p, distributions.base(draft), distributions.base(target)))
-    return float((two_tokens(pi, q) - pi[0].unsqueeze(1) * pi[1:]).abs().max())
+    d = Dists.of_logits(draft, target, sampling)
+    pi = rule.apply(d)
+    return float((two_tokens(pi, d.q) - pi[0].unsqueeze(1) * pi[1:]).abs().max())
 
 
 def all_rules(names: Sequence[str] | None = None) -> Iterator[tuple[str, Rule]]:
@@ -127,15 +127,15 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
     for name, rule in all_rules(names):
         tried[name] = tried.get(name, 0) + 1
         for sampling in SAMPLINGS:
-            q, p = distributions.warp(draft, sampling), distributions.warp(target, sampling)
+            d = Dists.of_logits(draft, target, sampling)
             try:
-                pi = rule.apply(Dists(q, p, distributions.base(draft), distributions.base(target)))
+                pi = rule.apply(d)
             except Exception as problem:
                 if is_own(rule):
                     raise
-                broken[name] = f"of {q.shape[-1]} tokens: {raised(problem)}"
+                broken[name] = f"of {d.q.shape[-1]} tokens: {raised(problem)}"
                 break
-            error = float((one_step(pi, q) - pi).abs().max())
+            error = float((one_step(pi, d.q) - pi).abs().max())
             before = worst.get(name, 0.0)
             worst[name] = before if error <= before or math.isnan(before) else error  # NaN counts as the worst
     for name in sorted(broken):

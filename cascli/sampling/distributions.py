@@ -6,7 +6,7 @@ float64 stays float64. Nothing here reads a value back to the host.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class Dists(NamedTuple):
     p: Tensor
     q1: Tensor
     p1: Tensor
+
+    @classmethod
+    def of_logits(cls, draft: Tensor, target: Tensor, sampling: Sampling) -> Self:
+        """From both models' logits, `[n, V]`."""
+        return cls(warp(draft, sampling), warp(target, sampling), base(draft), base(target))
 
     def disagreement(self) -> Tensor:
         """TV(q, p), `[n, 1]`."""

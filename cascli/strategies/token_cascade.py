@@ -103,7 +103,7 @@ class TokenCascade(RuleStrategy):
         from cascli.sampling import distributions
 
         draft, target = s.draft.read(s.length), s.target.read(s.length)
-        d = distributions.Dists(s.warp(draft), s.warp(target), distributions.base(draft), distributions.base(target))
+        d = distributions.Dists.of_logits(draft, target, s.sampling)
         pi, defer = thinking.judged(self.rule, d, *thinking.where(s, self.rule, s.length, 1))
         ours = s.draw(d.q)
         if defer is None:
