@@ -79,7 +79,8 @@ def test_it_turns_and_stores_as_separate_operations_do(
 ) -> None:
     """Queries and keys are rotated by their own positions, values are stored unchanged, and nothing else is touched.
 
-    Bit-identical in half precision, where every product is rounded; float32 may fuse product and sum.
+    Bit-identical in half precision, where every product is rounded; float32 may fuse product and sum. A norm near half
+    a unit may be rounded either way, which is rare: a rounding that is left out changes every fourth number.
     """
     from cascli.kernels.rotation import rotate_and_store
 
@@ -101,9 +102,12 @@ def test_it_turns_and_stores_as_separate_operations_do(
     query = rotate_and_store(states, cos, sin, torch.tensor(at, device=where), key, value, given)
     tight = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0, "atol": 0}
     if norm is not None and dtype != torch.float32:
-        tight = {"rtol": 4e-3, "atol": 4e-3}  # a norm near half a unit may be rounded either way
+        tight = {"rtol": 4e-3, "atol": 4e-3}
     torch.testing.assert_close(query, wanted[0], **tight)
     torch.testing.assert_close(key[:, :, at : at + n], wanted[1], **tight)
+    if dtype != torch.float32:
+        for mine, theirs in ((query, wanted[0]), (key[:, :, at : at + n], wanted[1])):
+            assert (mine != theirs).double().mean() < 0.02
     assert torch.equal(value[:, :, at : at + n], v)
     before[:, :, :, at : at + n] = longer[:, :, :, at : at + n]
     assert torch.equal(longer, before)
