@@ -14,7 +14,7 @@ from cascli.sampling.parameters import Sampling
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.5])
 @pytest.mark.parametrize("width", [50, 1024, 5000, 20_000])
-def test_a_draw_is_the_plain_one(width: int, temperature: float, dtype: torch.dtype, where: torch.device) -> None:
+def test_draw_equals_torch(width: int, temperature: float, dtype: torch.dtype, where: torch.device) -> None:
     """Compared with float64: torch's own float32 softmax is off by 1e-5 at 70,000 tokens."""
     assert_plain(width, temperature, dtype, where)
 
@@ -41,7 +41,7 @@ def assert_plain(width: int, temperature: float, dtype: torch.dtype, where: torc
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.7), Sampling(0.7, 40, 0.9)], ids=str)
-def test_rows_are_drawn_as_each_alone(sampling: Sampling, dtype: torch.dtype, where: torch.device) -> None:
+def test_rows_are_independent(sampling: Sampling, dtype: torch.dtype, where: torch.device) -> None:
     """Rows of several texts, cut out of wider ones: each has its own uniform and the same truncation as alone."""
     from cascli.kernels.draws import draw
 
@@ -66,7 +66,7 @@ def test_the_ends_of_the_scale_are_tokens_too(where: torch.device) -> None:
         assert draw(logits, 1.0, at, with_base=False)[0].item() == wanted
 
 
-def test_the_last_number_draws_one_of_the_last_tokens(where: torch.device) -> None:
+def test_the_largest_uniform_draws_a_possible_token(where: torch.device) -> None:
     """The last uniform may point beyond a row's running sum, which is rounded differently from the row's mass.
 
     This happens in about half of these rows, in draws and in rounds; the last tokens have no probability in any of
@@ -87,7 +87,7 @@ def test_the_last_number_draws_one_of_the_last_tokens(where: torch.device) -> No
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_what_is_no_number_is_told(bad: float, temperature: float, where: torch.device) -> None:
+def test_nan_and_inf_are_reported(bad: float, temperature: float, where: torch.device) -> None:
     from cascli.kernels.draws import draw
 
     logits = torch.zeros(1, 3000, device=where)

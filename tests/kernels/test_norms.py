@@ -15,7 +15,7 @@ def norm(x: torch.Tensor, weight: torch.Tensor, offset: bool) -> torch.Tensor:
 @pytest.mark.parametrize("offset", [False, True])
 @pytest.mark.parametrize("width", [16, 24, 96])
 @pytest.mark.parametrize("how", ["alone", "add", "norm and add"])
-def test_it_adds_and_norms_as_separate_operations_do(
+def test_add_norm_equals_separate_operations(
     how: str, width: int, offset: bool, dtype: torch.dtype, where: torch.device
 ) -> None:
     """Some widths are not powers of two; rows differ in size, the smallest being comparable to epsilon.
@@ -44,7 +44,7 @@ def test_it_adds_and_norms_as_separate_operations_do(
             assert (mine != theirs).double().mean() < 0.02
 
 
-def test_what_is_given_stays_as_it_is(where: torch.device) -> None:
+def test_inputs_are_unchanged(where: torch.device) -> None:
     from cascli.kernels.norms import add_norm
 
     x, residual = torch.randn(2, 2, 32, device=where)
