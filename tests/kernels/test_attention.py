@@ -148,3 +148,22 @@ def test_each_group_of_programs_has_its_own_counter(where: torch.device, monkeyp
     counted = attention._counters(q.device, 4)
     assert counted.tolist() == [1, 1, 1, 1]
     counted.zero_()
+
+
+@pytest.mark.usefixtures("where")
+@pytest.mark.parametrize(
+    ("capability", "serves", "early"),
+    [((7, 5), False, False), ((8, 0), True, False), ((8, 9), True, False), ((9, 0), True, True), ((12, 0), True, True)],
+)
+def test_which_cards_it_serves(
+    capability: tuple[int, int], serves: bool, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ampere and later; kernels are launched before the previous ones end on Hopper and later."""
+    from cascli.kernels.early import launching
+    from cascli.models.gpu.decode_attention import _fits
+
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    card = torch.device("cuda", 0)
+    assert _fits(card) is serves
+    assert launching.__wrapped__(card) == ({"EARLY": True, "launch_pdl": True} if early else {"EARLY": False})
