@@ -47,6 +47,7 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
     """The target's logits, drafted tokens, q, q1, and uniforms; the two models agree about half the time."""
     generator = torch.Generator().manual_seed(1000 * n + width)
     draft = 3 * torch.randn(n + 1, width, generator=generator)
+    draft[::2, 2048:] += 6  # with two parts, the likeliest tokens of every other row are in the second
     target = draft + torch.randn(n + 1, width, generator=generator)
     q, q1 = Sampler(sampling, rule.reads_base)(draft)
     u = torch.rand(3, n + 1, generator=generator, dtype=torch.float64)
