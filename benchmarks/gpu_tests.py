@@ -32,13 +32,13 @@ _DURATION = re.compile(r"^ *([\d.]+)s (call|setup|teardown) +(\S+::.+?) *$", re.
 
 
 LONGEST = (
-    "test_greedy_answers_part_where_rounding_decides",
+    "test_greedy_answers_differ_only_by_rounding",
     "test_the_laws_hold_on_the_device",
     "test_five_tokens_of_captured_rounds_follow_their_law",
     "test_five_tokens_without_graphs_follow_their_law",
     "test_it_computes_what_the_plain_one_does",
-    "test_compiled_steps_write_what_others_write",
-    "test_a_round_is_the_plain_one",
+    "test_compiled_steps_write_the_same",
+    "test_a_truncated_round_equals_the_plain_path",
 )
 """Started before the others: they load many models, compile many kernels, or write thousands of answers."""
 _LOOKING = 0.05

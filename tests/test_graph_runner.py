@@ -175,13 +175,16 @@ def test_a_recording_is_made_once_for_a_key_and_shapes() -> None:
         return lambda x: factor * x
 
     one, two = torch.tensor([1.0]), torch.tensor([1.0, 2.0])
-    new = [recorded.capture(key, times(key), x) for key, x in ((2, one), (2, one), (2, two), (3, one))]
-    assert new == [True, False, True, True] and capture.recordings == 3 and recorded.seconds > 0
+    asked = (2, one), (2, one), (2, two), (3, one), (2, one.double())
+    new = [recorded.capture(key, times(key), x) for key, x in asked]
+    assert new == [True, False, True, True, True] and capture.recordings == 4 and recorded.seconds > 0
     first = recorded.run(2, times(2), torch.tensor([5.0]))
     assert recorded.run(2, times(2), two).tolist() == [2, 4]
     assert recorded.run(3, times(3), one).tolist() == [3]
     assert first.tolist() == [10]  # unchanged by other recordings
-    assert recorded.run(4, times(4), one).tolist() == [4] and capture.recordings == 3  # not prepared, so not recorded
+    exact = 1 + torch.tensor([2.0**-40], dtype=torch.float64)
+    assert torch.equal(recorded.run(2, times(2), exact), 2 * exact)
+    assert recorded.run(4, times(4), one).tolist() == [4] and capture.recordings == 4  # not prepared, so not recorded
 
 
 def test_a_recording_is_used_only_for_what_it_was_made_for() -> None:
@@ -273,6 +276,9 @@ def test_a_recordings_trial_run_finds_room_even_in_full_buffers(taped: Pair) -> 
         runner.forward(ids, 1)
     runner.prepare(100, 100, Calls(writes=[Write(1, 64)]), law)
     assert runner.graphs == 1 and runner._cache.capacity == 256
+    made = runner._capture.recordings
+    runner.prepare(156, 100, Calls(writes=[Write(1, 64)]), law)  # a text that ends exactly where the buffers do
+    assert runner._capture.recordings == made
 
 
 def test_buffers_that_were_full_keep_their_last_state(taped: Pair) -> None:
@@ -302,7 +308,7 @@ def test_a_recorded_draft_uses_a_bucket_that_covers_all_it_writes(taped: Pair) -
 
 
 def test_recordings_for_many_sampling_settings_are_not_all_kept(taped: Pair) -> None:
-    for i in range(MOST_SAMPLERS + 3):
+    for i in (*range(MOST_SAMPLERS), 0, *range(MOST_SAMPLERS, MOST_SAMPLERS + 3)):  # a known one drops nothing
         law = Sampler(Sampling(1 + i / 8), reads_base=False)
         taped.draft.runner.prepare(10, 30, Calls(writes=[Write(1, 2)]), law)
     assert taped.draft.runner.graphs == 3  # all are dropped together: see CudaCapture
@@ -357,6 +363,7 @@ def test_prepare_records_every_bucket_on_the_way(by_buckets: None, taped: Pair) 
 def test_fill_cache_sets_the_length(taped: Pair) -> None:
     runner = taped.target.runner
     runner.fill_cache(300)
+    runner.truncate(301)
     assert runner.length == 300 and runner.forward(torch.tensor([1, 2]), 2).shape == (2, taped.vocab)
 
 

@@ -73,13 +73,15 @@ class OtherLinear(nn.Linear):
 def test_the_reason_why_a_model_is_not_fused_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert merge(model(model_type="gpt_neox")) == "there are no fused layers for the 'gpt_neox' family"
     assert merge(model(hidden_act="relu")) == "the kernels do not cover its activation, ReLU"
-    adapted, mixed, odd = model(), model(), model()
+    adapted, mixed, odd, narrow = model(), model(), model(), model()
     adapted.model.layers[1].mlp.up_proj.__class__ = OtherLinear
     mixed.model.norm.half()
     odd.config._attn_implementation = "flex_attention"
+    narrow.config.v_head_dim = 8
     for each in (adapted, mixed):
         assert merge(each) == "its matrices are not plain linear layers of one precision"
-    assert merge(odd) == "its attention is not of the kind that the kernel computes"
+    for each in (odd, narrow):
+        assert merge(each) == "its attention is not of the kind that the kernel computes"
     monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
     assert merge(model()) == "Triton kernels are not available here"
 

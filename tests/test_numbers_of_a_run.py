@@ -58,6 +58,31 @@ def test_time_to_first_token_is_when_a_token_becomes_readable(
     assert run.metrics.ttft_seconds is not None and before <= run.metrics.ttft_seconds <= after
 
 
+def test_calls_are_timed_on_the_card_they_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a pair on each of two cards, the last one loaded is on the current card, which need not be the run's."""
+    recorded: list[object] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: object = "the current card's") -> None:
+            recorded.append(stream)
+
+        def elapsed_time(self, end: object) -> float:
+            return 250.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: recorded.append(f"waited for {device}"))
+    clock = Clock(torch.device("cuda", 1))
+    with clock.span("draft"):
+        pass
+    assert clock.lap().draft == 0.25
+    assert clock.finish().draft == 0.25
+    assert recorded == ["waited for cuda:1", *["stream of cuda:1"] * 2, "waited for cuda:1"]
+
+
 def test_time_spent_in_callbacks_is_not_counted(text_pair: Pair) -> None:
     m = generate(text_pair, "hello", strategy="target", max_new_tokens=4, on_round=lambda _: time.sleep(0.2)).metrics
     assert m.seconds.total < 0.4

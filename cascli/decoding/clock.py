@@ -44,9 +44,10 @@ class Clock:
         """Count the time of the enclosed model call under `phase`."""
         if self._cuda:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+            stream = torch.cuda.current_stream(self._device)  # events default to the current card's
+            begin.record(stream)
             yield
-            end.record()
+            end.record(stream)
             self._pending.append((phase, begin, end))
         else:
             start = self._now()

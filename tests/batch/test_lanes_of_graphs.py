@@ -227,13 +227,13 @@ def test_short_prompts_share_passes_of_limited_rows(monkeypatch: pytest.MonkeyPa
 
 def test_prepared_graphs_are_not_captured_again(reader: GraphReader) -> None:
     """Rounds of all texts with many rows, and a second text of the same kind; longer buffers capture all again."""
-    law, calls = Sampler(Sampling(), reads_base=False), Calls(reads=[(60, 60)], writes=[Write(2, 3)])
+    law, calls = Sampler(Sampling(), reads_base=False), Calls(reads=[(LONGEST, LONGEST)], writes=[Write(2, 3)])
     for place in range(3):
         reader.prepare(place, 1, 100, calls, law)
     made, seconds = reader.graphs, reader.capture_seconds
-    assert made == len(buckets_up_to(180)) + len(buckets_up_to(3))
+    assert made == len(buckets_up_to(3 * LONGEST)) + len(buckets_up_to(3))
     u = torch.full((3,), 0.5, dtype=torch.float64)
-    reader.read([ReadRequest(place, torch.arange(60), 60) for place in range(3)])
+    reader.read([ReadRequest(place, torch.arange(LONGEST), LONGEST) for place in range(3)])
     reader.write([DraftRequest(place, torch.tensor([3]), law, u, False) for place in range(3)])
     assert (reader.graphs, reader.capture_seconds) == (made, seconds)
     reader.prepare(0, 1, 900, calls, law)

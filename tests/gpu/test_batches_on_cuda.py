@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 @pytest.mark.parametrize("strategy", ["target", "speculative:k=3"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_greedy_answers_part_where_rounding_decides(name: str, dtype: str, strategy: str) -> None:
+def test_greedy_answers_differ_only_by_rounding(name: str, dtype: str, strategy: str) -> None:
     """With another number of rows, products are summed in another order; only this may make answers diverge."""
     loaded = load_pair(pair(300, **ARCHITECTURES[name]), dtype=dtype, device="cuda")
     ask = {"strategy": strategy, "temperature": 0.0, "max_new_tokens": 40}
@@ -39,7 +39,7 @@ def test_greedy_answers_part_where_rounding_decides(name: str, dtype: str, strat
 
 
 @pytest.mark.parametrize("strategy", ["speculative:k=4", "speculative-cascade:rule=token-v3,alpha=0.3,k=5"])
-def test_drawn_answers_are_those_of_each_alone(strategy: str) -> None:
+def test_sampled_answers_equal_those_alone(strategy: str) -> None:
     loaded = load_pair(pair(12, **MIDDLE), dtype="float32", device="cuda")
     ask = {"prompt_ids": [1, 2], "strategy": strategy, "max_new_tokens": 7, "temperature": 1.0}
     work = [partial(generate, seed=seed, **ask) for seed in range(40)]
@@ -53,7 +53,7 @@ def loaded() -> Pair:
     return load_pair(pair(300), dtype="bfloat16", device="cuda")
 
 
-def test_a_pass_waits_for_nothing(loaded: Pair) -> None:
+def test_a_pass_does_not_synchronize(loaded: Pair) -> None:
     """Row positions are copied to the device while its earlier work is still running."""
     assert isinstance(loaded.target.runner, GraphRunner)
     reader = graph_reader(loaded.target.runner, 4)

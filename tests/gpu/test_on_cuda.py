@@ -57,7 +57,7 @@ def test_greedy_strategies_agree_with_and_without_graphs(name: str) -> None:
     assert all(each == found[0] for each in found)
 
 
-def test_recordings_that_are_dropped_take_nothing_with_them() -> None:
+def test_dropped_graphs_leave_others_intact() -> None:
     """Dropping graphs must not free memory pools and workspaces that live graphs use: see CudaCapture."""
     config, texts = pair(max_position_embeddings=4096), []
     for graphs in (True, False):
@@ -125,7 +125,7 @@ def test_texts_are_the_same_with_and_without_graphs_and_kernels(
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])
-def test_compiled_steps_write_what_others_write(name: str) -> None:
+def test_compiled_steps_write_the_same(name: str) -> None:
     config = pair(**ARCHITECTURES[name])
     texts = []
     for compiled in (False, True):
@@ -137,7 +137,7 @@ def test_compiled_steps_write_what_others_write(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_greedy_answers_are_those_of_transformers(name: str) -> None:
+def test_greedy_answers_equal_transformers(name: str) -> None:
     loaded = load_pair(pair(**ARCHITECTURES[name]), dtype="float32", device="cuda")
     run = generate(loaded, prompt_ids=[5] * 9, strategy="speculative:k=3", temperature=0.0, max_new_tokens=32)
     ids = torch.tensor([[5] * 9], device="cuda")

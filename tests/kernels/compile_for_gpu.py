@@ -1,6 +1,7 @@
 """Compile kernels, in the variants that decoding uses, without a GPU: `python -m ... [NAME ...]`.
 
-Prints one line per variant; fails if one does not compile, or needs more registers or shared memory than available.
+Prints one line per variant; fails if one does not compile, needs more registers or shared memory than available, or
+lacks what the interpreter cannot show, as it runs programs one after the other and always in float32 (`lacking`).
 Without names, the kernels near these limits (attention and products) are compiled for every GPU. The other variants are
 compiled for one GPU each, in turn, so that every kernel is still compiled for all of them.
 """
@@ -181,6 +182,31 @@ def spilled(cubin: bytes) -> int:
     return sum(int(each) for each in re.findall(r"(?:STACK|LOCAL):(\d+)", done.stdout))
 
 
+_GLOBAL = re.compile(r"\b(?:ld|st|red|atom)\.(?:\w+\.)*global|cp\.async\.\w+\.shared")
+"""Accesses of global memory in PTX."""
+_LOW_PRECISION = re.compile(r"\.tf32|\bmma\.sync\S*\.col\.f16|\bwgmma\.mma\S*m\d+n\d+k\d+\.f16")
+"""Products that round float32 operands, or sum in float16."""
+
+
+def lacking(variant: Variant, capability: int, ptx: str) -> list[str]:
+    """What a kernel needs on a GPU, and its PTX lacks, in words."""
+    lines = [line for line in ptx.splitlines() if not line.lstrip().startswith("//")]
+    accesses = [number for number, line in enumerate(lines) if _GLOBAL.search(line)]
+    found = []
+    if any(_LOW_PRECISION.search(line) for line in lines):
+        found.append("products in full precision")
+    if "EARLY" in variant.kernel.arg_names and capability >= 90:
+        waits = [number for number, line in enumerate(lines) if "griddepcontrol.wait" in line]
+        if not waits or waits[0] > accesses[0]:
+            found.append("a wait for the previous kernel before the first access")
+    if variant.kernel is attention._attend:
+        [counts] = [number for number in accesses if "atom." in lines[number]]
+        sums = max(number for number in accesses if number < counts)  # the last partial sums that are stored
+        if "acq_rel" not in lines[counts] or not any("bar.sync" in line for line in lines[sums:counts]):
+            found.append("partial sums that are visible before they are counted")
+    return found
+
+
 def wanting_alignment() -> list[str]:
     """Pointers into an answer's uniforms or ids whose alignment would make a kernel compile again.
 
@@ -215,6 +241,8 @@ def main() -> None:
             print(f"{name} spilled {bytes_spilled} shared {shared}")
             if bytes_spilled > NEGLIGIBLE or shared > SHARED:
                 raise SystemExit(1)
+            if missing := lacking(variant, capability, made.asm["ptx"]):
+                raise SystemExit(f"{name} lacks {', '.join(missing)}")
 
 
 if __name__ == "__main__":

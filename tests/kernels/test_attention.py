@@ -32,7 +32,7 @@ def wanted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: int, window: i
 
 @pytest.mark.parametrize(("heads", "shared", "width"), [(4, 2, 16), (6, 1, 24), (2, 2, 64), (7, 1, 32)])
 @pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (9, 0.0), (70, 30.0)])
-def test_attention_is_attention(
+def test_attend_equals_masked_attention(
     heads: int,
     shared: int,
     width: int,
@@ -87,7 +87,9 @@ def test_strides_do_not_matter(where: torch.device) -> None:
 
 
 @pytest.mark.parametrize("window", [0, 9])
-def test_what_a_gpu_is_asked_for_is_the_same(window: int, where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operators_pass_all_arguments_to_the_kernel(
+    window: int, where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The torch operators that models call, as registered for GPUs, pass all of their arguments on."""
     from cascli.kernels import attention
     from cascli.models.gpu import decode_attention, texts_attention
@@ -114,7 +116,7 @@ def test_values_of_another_width_are_refused(where: torch.device) -> None:
         attend(q, k, v[..., :8], torch.tensor(40, device=where), scale=0.25)
 
 
-def test_what_was_counted_is_forgotten(where: torch.device) -> None:
+def test_counters_are_reset(where: torch.device) -> None:
     """The last program of each group combines the parts, in this launch and the next; groups have separate counts."""
     from cascli.kernels import attention
 
@@ -127,7 +129,7 @@ def test_what_was_counted_is_forgotten(where: torch.device) -> None:
             assert not attention._counters(q.device, 2).any()
 
 
-def test_every_group_of_programs_counts_for_itself(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_group_of_programs_has_its_own_counter(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs only the first part of each group, after which each count is one and no group has combined its parts.
 
     Groups that share a count combine their parts too early. In the interpreter, which runs programs one after the
@@ -146,3 +148,22 @@ def test_every_group_of_programs_counts_for_itself(where: torch.device, monkeypa
     counted = attention._counters(q.device, 4)
     assert counted.tolist() == [1, 1, 1, 1]
     counted.zero_()
+
+
+@pytest.mark.usefixtures("where")
+@pytest.mark.parametrize(
+    ("capability", "serves", "early"),
+    [((7, 5), False, False), ((8, 0), True, False), ((8, 9), True, False), ((9, 0), True, True), ((12, 0), True, True)],
+)
+def test_which_cards_it_serves(
+    capability: tuple[int, int], serves: bool, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ampere and later; kernels are launched before the previous ones end on Hopper and later."""
+    from cascli.kernels.early import launching
+    from cascli.models.gpu.decode_attention import _fits
+
+    monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    card = torch.device("cuda", 0)
+    assert _fits(card) is serves
+    assert launching.__wrapped__(card) == ({"EARLY": True, "launch_pdl": True} if early else {"EARLY": False})

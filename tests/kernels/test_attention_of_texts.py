@@ -59,7 +59,7 @@ def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ("heads", "shared", "width", "window", "cap"),
     [(4, 2, 16, 0, 0.0), (7, 1, 24, 9, 0.0), (2, 2, 64, 70, 30.0), (40, 1, 16, 0, 0.0)],
 )
-def test_every_text_has_its_own_attention(
+def test_each_text_attends_to_itself(
     heads: int, shared: int, width: int, window: int, cap: float, dtype: torch.dtype, where: torch.device
 ) -> None:
     from cascli.kernels.attention import attend
@@ -74,7 +74,7 @@ def test_every_text_has_its_own_attention(
 
 
 @pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (9, 0.0), (70, 30.0)])
-def test_torchs_operations_do_the_same(window: int, cap: float) -> None:
+def test_attend_texts_in_torch(window: int, cap: float) -> None:
     for texts in RAGGED:
         query, *cache = states(texts, 6, 2, 16, torch.float32)
         cache = [each.nan_to_num(1e4) for each in cache]  # real buffers hold old states there, never NaN

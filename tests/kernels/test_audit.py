@@ -49,9 +49,7 @@ def test_truncated_rounds_pass(text_pair: Pair, tree: tables.Tree, monkeypatch: 
     assert check.status == "fail"
 
 
-def test_a_test_that_reads_another_ones_number_fails(
-    text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_misread_uniform_fails(text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the third and later tests are wrong, which no joint law of two or three tokens would show."""
     right = verification.verify
 

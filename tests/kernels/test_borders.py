@@ -76,7 +76,7 @@ def among_none(x: Tensor, row: int | None = None) -> Tensor:
 
 @pytest.mark.parametrize("activation", [None, *GATES])
 @pytest.mark.parametrize(("n", "k", "m"), [(17, 300, 5), (40, 16, 17)])
-def test_a_product_reads_and_writes_its_own(
+def test_product_stays_in_bounds(
     activation: str | None, n: int, k: int, m: int, dtype: torch.dtype, where: torch.device
 ) -> None:
     from cascli.kernels.products import product
@@ -90,7 +90,7 @@ def test_a_product_reads_and_writes_its_own(
 
 
 @pytest.mark.parametrize("how", ["alone", "add", "norm and add"])
-def test_a_norm_reads_and_writes_its_own(how: str, dtype: torch.dtype, where: torch.device) -> None:
+def test_add_norm_stays_in_bounds(how: str, dtype: torch.dtype, where: torch.device) -> None:
     from cascli.kernels.norms import add_norm
 
     x, residual, weights = (torch.randn(n, 24, generator=torch.Generator().manual_seed(n)) for n in (3, 3, 2))
@@ -104,7 +104,7 @@ def test_a_norm_reads_and_writes_its_own(how: str, dtype: torch.dtype, where: to
     torch.testing.assert_close(found.double(), wished, rtol=rounding, atol=rounding)
 
 
-def test_queries_and_keys_may_lie_apart_each_in_its_way(where: torch.device) -> None:
+def test_rotate_uses_the_strides_of_queries_and_keys(where: torch.device) -> None:
     from cascli.kernels.rotation import rotate
 
     q, k, cos, sin = (torch.randn(1, *shape) for shape in ((4, 3, 24), (2, 3, 24), (3, 8), (3, 8)))
@@ -113,7 +113,7 @@ def test_queries_and_keys_may_lie_apart_each_in_its_way(where: torch.device) -> 
         torch.testing.assert_close(found.cpu(), turned, rtol=1e-6, atol=1e-6)
 
 
-def test_keys_and_values_are_stored_each_in_its_way(where: torch.device) -> None:
+def test_rotate_and_store_uses_the_strides_of_both_caches(where: torch.device) -> None:
     """Key and value caches have different strides; head widths are not powers of two."""
     from cascli.kernels.rotation import rotate_and_store
 
@@ -135,7 +135,7 @@ def test_keys_and_values_are_stored_each_in_its_way(where: torch.device) -> None
 
 
 @pytest.mark.parametrize("of_texts", [False, True])
-def test_keys_and_values_are_read_each_in_its_way(
+def test_attend_uses_the_strides_of_both_caches(
     of_texts: bool, where: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Strides of place, head and position; head widths are not powers of two, and values have longer rows than keys."""
@@ -154,7 +154,7 @@ def test_keys_and_values_are_read_each_in_its_way(
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.7), Sampling(0.7, 9, 0.8)], ids=str)
-def test_rows_of_logits_may_lie_apart(sampling: Sampling, where: torch.device) -> None:
+def test_draw_uses_the_stride_of_logits(sampling: Sampling, where: torch.device) -> None:
     """Logits in halves, many of them equal: each row's truncation must use only its own."""
     from cascli.kernels.draws import draw
 
@@ -179,7 +179,9 @@ OPT, V1, HEAD = (rules.load(name)(alpha=0.4) for name in ("opt", "token-v1", "he
     ],
     ids=repr,
 )
-def test_rows_of_a_round_may_lie_apart(rule: Rule, by_block: bool, sampling: Sampling, where: torch.device) -> None:
+def test_verify_uses_the_strides_of_both_models(
+    rule: Rule, by_block: bool, sampling: Sampling, where: torch.device
+) -> None:
     """Rows are apart where a model has more logits than tokens; the target's and the draft's strides differ."""
     from cascli.kernels.verification import verify
 

@@ -72,7 +72,7 @@ def kernels(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_steps_are_those_of_transformers(name: str, where: torch.device) -> None:
+def test_steps_equal_transformers(name: str, where: torch.device) -> None:
     """Blocks of one to nine tokens, returning all rows or the last, after rewinds; texts longer than windows."""
     plain, fused = runners(name, where)
     text = torch.randint(0, plain.vocab, (100,), generator=torch.Generator().manual_seed(0)).to(where)
@@ -119,7 +119,7 @@ def test_half_precision_errs_no_more_than_transformers_does(name: str, where: to
     assert errors[1] < 1.3 * errors[0] < 0.3 * torch.cat(wanted).norm()
 
 
-def test_a_captured_draft_is_that_of_steps(where: torch.device) -> None:
+def test_a_captured_draft_equals_single_steps(where: torch.device) -> None:
     """Whole drafts in one graph, which advance their write position, and others token by token, with rewinds."""
     plain, fused = runners("qwen3", where)
     sampler, generator = Sampler(Sampling(), reads_base=True), torch.Generator().manual_seed(0)
@@ -153,7 +153,7 @@ def test_a_text_may_outgrow_the_cache(where: torch.device) -> None:
     assert other.unfused_because is None and torch.equal(other.forward(text[before : before + 2], 2), found)
 
 
-def test_strategies_write_the_same_by_fused_steps(where: torch.device) -> None:
+def test_strategies_write_the_same_with_fused_steps(where: torch.device) -> None:
     """A pair as loaded where kernels exist, including drafts and verification."""
     texts = []
     for fused in (False, True):

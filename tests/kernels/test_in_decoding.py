@@ -43,7 +43,7 @@ def test_runs_are_the_same_with_kernels(strategy: str, temperature: float, monke
 
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("strategy", ["draft", "speculative:k=3", "speculative-cascade:rule=token-v3,k=3"])
-def test_detail_changes_no_token_beside_kernels(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detail_changes_no_token_with_kernels(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     without, with_top = (
         generate(load_pair(pair()), prompt_ids=[5, 6, 7], strategy=strategy, temperature=0.8, max_new_tokens=9, top=top)

@@ -57,7 +57,7 @@ def texts(found: Sequence[Run]) -> list[list[int]]:
 
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("strategy", SPECS)
-def test_every_token_is_drawn_with_its_own_numbers(
+def test_each_token_uses_its_own_uniforms(
     strategy: str, either: Pair, loaded: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = runs(loaded, strategy)
@@ -74,7 +74,7 @@ TRUNCATED = [
 
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize(("vocab", "strategy", "sampling"), TRUNCATED, ids=str)
-def test_truncated_texts_are_those_of_the_plain_path(
+def test_truncated_texts_equal_the_plain_path(
     vocab: int, strategy: str, sampling: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drafts and rounds are both truncated by the kernels, from 257 tokens to a few."""
@@ -109,9 +109,7 @@ class Strided(Uniforms):
 
 
 @pytest.mark.usefixtures("where")
-def test_numbers_read_from_a_strided_column_are_seen(
-    either: Pair, loaded: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_misread_strided_column_is_detected(either: Pair, loaded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the kernels read a strided column as if it were packed."""
     wanted, right = runs(loaded, SPECS[0]), verification.verify
 

@@ -15,10 +15,13 @@ def norm(x: torch.Tensor, weight: torch.Tensor, offset: bool) -> torch.Tensor:
 @pytest.mark.parametrize("offset", [False, True])
 @pytest.mark.parametrize("width", [16, 24, 96])
 @pytest.mark.parametrize("how", ["alone", "add", "norm and add"])
-def test_it_adds_and_norms_as_separate_operations_do(
+def test_add_norm_equals_separate_operations(
     how: str, width: int, offset: bool, dtype: torch.dtype, where: torch.device
 ) -> None:
-    """Some widths are not powers of two; rows differ in size, the smallest being comparable to epsilon."""
+    """Some widths are not powers of two; rows differ in size, the smallest being comparable to epsilon.
+
+    In half precision hardly any number differs: a rounding that is left out changes every fourth, within the bound.
+    """
     from cascli.kernels.norms import add_norm
 
     generator = torch.Generator().manual_seed(width)
@@ -33,11 +36,15 @@ def test_it_adds_and_norms_as_separate_operations_do(
     wanted = residual + part if adds else x
     rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(summed, wanted, rtol=rounding, atol=1e-6)
-    torch.testing.assert_close(found.double(), norm(summed.double(), weight.double(), offset), rtol=rounding, atol=1e-6)
+    exact = norm(summed.double(), weight.double(), offset)
+    torch.testing.assert_close(found.double(), exact, rtol=rounding, atol=1e-6)
     assert summed.dtype == found.dtype == dtype
+    if dtype != torch.float32:
+        for mine, theirs in ((summed, wanted), (found, exact.to(dtype))):
+            assert (mine != theirs).double().mean() < 0.02
 
 
-def test_what_is_given_stays_as_it_is(where: torch.device) -> None:
+def test_inputs_are_unchanged(where: torch.device) -> None:
     from cascli.kernels.norms import add_norm
 
     x, residual = torch.randn(2, 2, 32, device=where)

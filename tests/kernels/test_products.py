@@ -25,7 +25,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize(("n", "k"), [(16, 16), (40, 300), (17, 64), (96, 512)])
 @pytest.mark.parametrize("m", [1, 3, 16, 17, 40])
-def test_a_product_is_the_linear_layer(n: int, k: int, m: int, dtype: torch.dtype, where: torch.device) -> None:
+def test_product_equals_a_linear_layer(n: int, k: int, m: int, dtype: torch.dtype, where: torch.device) -> None:
     """Some columns and depths do not fill a tile, and there are more rows than a program takes."""
     from cascli.kernels.products import product
 
@@ -38,7 +38,7 @@ def test_a_product_is_the_linear_layer(n: int, k: int, m: int, dtype: torch.dtyp
 
 @pytest.mark.parametrize("activation", GATES)
 @pytest.mark.parametrize(("n", "k", "m"), [(16, 16, 1), (40, 300, 5), (24, 64, 18)])
-def test_a_gated_product_is_that_of_two_layers(
+def test_gated_product_equals_two_layers(
     activation: str, n: int, k: int, m: int, dtype: torch.dtype, where: torch.device
 ) -> None:
     """Gate and up have different signs and sizes, so that swapping them cannot pass by luck."""
@@ -62,7 +62,7 @@ def test_a_row_has_the_same_bits_in_any_block(activation: str | None, dtype: tor
         assert torch.equal(product(x[start:end], weight, bias, activation=activation), whole[start:end])
 
 
-def test_large_gates_overflow_nothing(where: torch.device) -> None:
+def test_large_gates_do_not_overflow(where: torch.device) -> None:
     from cascli.kernels.products import product
 
     x = torch.tensor([[-300.0], [-30.0], [0.0], [30.0], [300.0]], device=where)

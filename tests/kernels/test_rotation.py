@@ -18,7 +18,7 @@ def normed(x: torch.Tensor, weight: torch.Tensor, offset: bool) -> torch.Tensor:
 
 @pytest.mark.parametrize(("width", "turns"), [(64, 64), (24, 24), (32, 8), (16, 2)])
 @pytest.mark.parametrize("n", [1, 5])
-def test_it_turns_as_separate_operations_do(
+def test_rotate_equals_separate_operations(
     width: int, turns: int, n: int, dtype: torch.dtype, where: torch.device
 ) -> None:
     """Bit-identical in half precision, where every product is rounded; float32 may fuse product and sum."""
@@ -47,9 +47,7 @@ def test_numbers_apart_are_put_together(where: torch.device) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_what_the_kernel_does_not_turn_is_left_to_the_model(
-    where: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsupported_rotations_are_left_to_the_model(where: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several texts in one tensor, angles of another precision, and options that only the model's own function has."""
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     own: list[int] = []
@@ -74,12 +72,13 @@ def test_what_the_kernel_does_not_turn_is_left_to_the_model(
 @pytest.mark.parametrize("norm", [None, False, True])
 @pytest.mark.parametrize("width", [16, 24])
 @pytest.mark.parametrize(("n", "at"), [(1, 0), (1, 37), (5, 11), (5, CAPACITY - 5)])
-def test_it_turns_and_stores_as_separate_operations_do(
+def test_rotate_and_store_equals_separate_operations(
     width: int, n: int, at: int, norm: bool | None, dtype: torch.dtype, where: torch.device
 ) -> None:
     """Queries and keys are rotated by their own positions, values are stored unchanged, and nothing else is touched.
 
-    Bit-identical in half precision, where every product is rounded; float32 may fuse product and sum.
+    Bit-identical in half precision, where every product is rounded; float32 may fuse product and sum. A norm near half
+    a unit may be rounded either way, which is rare: a rounding that is left out changes every fourth number.
     """
     from cascli.kernels.rotation import rotate_and_store
 
@@ -101,9 +100,12 @@ def test_it_turns_and_stores_as_separate_operations_do(
     query = rotate_and_store(states, cos, sin, torch.tensor(at, device=where), key, value, given)
     tight = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0, "atol": 0}
     if norm is not None and dtype != torch.float32:
-        tight = {"rtol": 4e-3, "atol": 4e-3}  # a norm near half a unit may be rounded either way
+        tight = {"rtol": 4e-3, "atol": 4e-3}
     torch.testing.assert_close(query, wanted[0], **tight)
     torch.testing.assert_close(key[:, :, at : at + n], wanted[1], **tight)
+    if dtype != torch.float32:
+        for mine, theirs in ((query, wanted[0]), (key[:, :, at : at + n], wanted[1])):
+            assert (mine != theirs).double().mean() < 0.02
     assert torch.equal(value[:, :, at : at + n], v)
     before[:, :, :, at : at + n] = longer[:, :, :, at : at + n]
     assert torch.equal(longer, before)

@@ -64,7 +64,7 @@ def test_the_same_tokens_are_kept_across_parts(top_k: int, top_p: float, where: 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.6, 0.6825, 0.999])
 @pytest.mark.parametrize("value", [0.0, -3.5])
-def test_of_equals_the_first_are_kept(value: float, top_p: float, where: torch.device) -> None:
+def test_top_p_keeps_the_first_of_equal_logits(value: float, top_p: float, where: torch.device) -> None:
     """Of 3,000 equal logits, the first ones are kept until they reach the mass, once at the end of a part of 1,024.
 
     -0.0 equals 0.0.
@@ -78,7 +78,7 @@ def test_of_equals_the_first_are_kept(value: float, top_p: float, where: torch.d
     assert torch.equal(kept.cpu(), torch.arange(math.ceil(3000 * top_p)))
 
 
-def test_all_are_kept_that_equal_the_kth(where: torch.device) -> None:
+def test_top_k_keeps_all_that_equal_the_kth(where: torch.device) -> None:
     from cascli.kernels.draws import draw
 
     logits = torch.tensor([[0.0, 2.0, 1.0, 1.0, -5.0, 1.0]], device=where)
@@ -88,7 +88,7 @@ def test_all_are_kept_that_equal_the_kth(where: torch.device) -> None:
     assert (draw(logits, 1.0, None, with_base=False, top_k=9)[1] > 0).all()
 
 
-def test_what_is_masked_stays_so(where: torch.device) -> None:
+def test_masked_tokens_stay_masked(where: torch.device) -> None:
     logits = rows(1, 300).to(where)
     logits[0, 7:] = -torch.inf
     for top_k, top_p in ((3, 1.0), (0, 0.9), (100, 0.99)):
@@ -96,7 +96,7 @@ def test_what_is_masked_stays_so(where: torch.device) -> None:
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.7), (3, 0.9)])
-def test_a_draw_is_the_plain_one(top_k: int, top_p: float, dtype: torch.dtype, where: torch.device) -> None:
+def test_a_truncated_draw_equals_torch(top_k: int, top_p: float, dtype: torch.dtype, where: torch.device) -> None:
     from cascli.kernels.draws import draw
 
     sampling = Sampling(0.8, top_k, top_p)
@@ -129,7 +129,7 @@ def test_a_whole_vocabulary(where: torch.device) -> None:
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.7), (3, 1.0), (3, 0.8)])
-def test_every_token_has_its_share_of_all_random_numbers(top_k: int, top_p: float, where: torch.device) -> None:
+def test_each_token_has_its_share_of_uniforms(top_k: int, top_p: float, where: torch.device) -> None:
     """The law of a draw of five tokens: the drawn token changes where the float64 sums say, and nowhere else."""
     from cascli.kernels.draws import draw
 
@@ -146,7 +146,9 @@ def test_every_token_has_its_share_of_all_random_numbers(top_k: int, top_p: floa
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize("sampling", [Sampling(0.8, 6, 1.0), Sampling(1.0, 0, 0.8), Sampling(1.2, 9, 0.9)], ids=repr)
 @pytest.mark.parametrize(("rule", "by_block"), [(BY_BLOCK[0], True), *((rule, False) for rule in BY_BLOCK)], ids=repr)
-def test_a_round_is_the_plain_one(rule: Rule, by_block: bool, sampling: Sampling, where: torch.device) -> None:
+def test_a_truncated_round_equals_the_plain_path(
+    rule: Rule, by_block: bool, sampling: Sampling, where: torch.device
+) -> None:
     """One rule of each kind; some drafts are removed by the target's truncation."""
     from cascli.kernels.verification import verify
 
@@ -163,7 +165,7 @@ def test_a_round_is_the_plain_one(rule: Rule, by_block: bool, sampling: Sampling
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.8, 5), Sampling(0.8, 0, 0.9), Sampling(0.0, 3, 0.9)], ids=repr)
-def test_nothing_of_it_goes_by_torch_where_there_are_kernels(
+def test_kernels_replace_the_truncation_in_torch(
     sampling: Sampling, where: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = block(Exact(), sampling, 3, 40, where)
@@ -176,7 +178,7 @@ def test_nothing_of_it_goes_by_torch_where_there_are_kernels(
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.9), (5, 0.9)])
-def test_what_is_no_number_is_told(bad: float, top_k: int, top_p: float, where: torch.device) -> None:
+def test_nan_and_inf_are_reported(bad: float, top_k: int, top_p: float, where: torch.device) -> None:
     from cascli.kernels.draws import draw
 
     logits = torch.zeros(1, 3000, device=where)

@@ -47,6 +47,7 @@ def block(rule: Rule, sampling: Sampling, n: int, width: int, where: torch.devic
     """The target's logits, drafted tokens, q, q1, and uniforms; the two models agree about half the time."""
     generator = torch.Generator().manual_seed(1000 * n + width)
     draft = 3 * torch.randn(n + 1, width, generator=generator)
+    draft[::2, 2048:] += 6  # with two parts, the likeliest tokens of every other row are in the second
     target = draft + torch.randn(n + 1, width, generator=generator)
     q, q1 = Sampler(sampling, rule.reads_base)(draft)
     u = torch.rand(3, n + 1, generator=generator, dtype=torch.float64)
@@ -113,7 +114,7 @@ def test_rules_test_the_draft_at_temperature_1(tail: str, where: torch.device) -
 
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize(("rule", "least"), [(Exact(), 5), (rules.load("token-v3")(alpha=0.0), 2)])
-def test_blocks_are_kept_as_in_the_plain_path_whatever_the_numbers(rule: Rule, least: int, where: torch.device) -> None:
+def test_block_verification_equals_the_plain_path(rule: Rule, least: int, where: torch.device) -> None:
     """Six drafts, of which different random numbers keep one, two, and so on."""
     from cascli.kernels.verification import verify
 
@@ -162,7 +163,7 @@ def test_where_nothing_is_proposed_the_target_decides(rule: Rule, one_hot: bool,
 
 
 @pytest.mark.parametrize(("name", "more"), [("chow", {}), ("token-v1", {}), ("token-v1", {"tail": "exact"})], ids=str)
-def test_who_reaches_a_threshold_is_kept(name: str, more: dict[str, str], where: torch.device) -> None:
+def test_a_probability_at_the_threshold_is_kept(name: str, more: dict[str, str], where: torch.device) -> None:
     """A certain drafter at a threshold of exactly 1, where `>=` and `>` differ."""
     from cascli.kernels.verification import verify
 
@@ -226,7 +227,7 @@ def test_tokens_follow_the_law_across_parts(where: torch.device) -> None:
         assert kept == 0 and found == token
 
 
-def test_equal_logits_go_to_the_first_of_them(where: torch.device) -> None:
+def test_the_first_of_equal_logits_wins(where: torch.device) -> None:
     from cascli.kernels.draws import draw
     from cascli.kernels.verification import verify
 
@@ -262,7 +263,7 @@ def test_equal_logits_go_to_the_first_of_them(where: torch.device) -> None:
 
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize("ids", [(700, 1500, 2900), (2900, 2901), (1100, 4000)])
-def test_equal_logits_go_to_the_first_of_them_in_any_block(ids: tuple[int, ...], where: torch.device) -> None:
+def test_the_first_of_equal_logits_wins_across_blocks(ids: tuple[int, ...], where: torch.device) -> None:
     """Also in parts of several blocks: each block's best is compared with those before it."""
     from cascli.kernels.draws import draw
 
@@ -273,7 +274,7 @@ def test_equal_logits_go_to_the_first_of_them_in_any_block(ids: tuple[int, ...],
 
 
 @pytest.mark.parametrize("by_block", [False, True])
-def test_what_has_no_chance_is_not_kept_by_the_number_nought(by_block: bool, where: torch.device) -> None:
+def test_a_uniform_of_0_does_not_keep_the_impossible(by_block: bool, where: torch.device) -> None:
     """A uniform may be 0, and so may a probability: there `<` and `<=` differ, also in the exact rule's test."""
     from cascli.kernels.verification import verify
 
@@ -319,7 +320,7 @@ def test_a_forced_share_is_verified_by_blocks_in_torch(where: torch.device, monk
 
 
 @pytest.mark.parametrize("rule", [Exact(), rules.load("token-v3")(alpha=0.3)], ids=repr)
-def test_blocks_take_one_launch_more_and_tokens_none(
+def test_block_verification_takes_one_more_launch(
     rule: Rule, where: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cascli.kernels import verification
@@ -386,12 +387,12 @@ UNKNOWN = [
 
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("rule", UNKNOWN, ids=repr)
-def test_rules_that_kernels_do_not_know_stay_in_torch(rule: Rule) -> None:
+def test_unknown_rules_have_no_fused_rule(rule: Rule) -> None:
     assert fused_rule(rule) is None
 
 
 @pytest.mark.parametrize("rule", [V2(top=3), HEAD(top=2), HEAD(where="thinking"), TYPICAL(tail="exact")], ids=repr)
-def test_a_round_of_such_a_rule_goes_by_no_kernel(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_rules_are_verified_in_torch(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = Sampling(0.8)
     given = block(rule, sampling, 3, 40, torch.device("cpu"))
     if rule.thinking_only:
@@ -404,7 +405,7 @@ def test_a_round_of_such_a_rule_goes_by_no_kernel(rule: Rule, monkeypatch: pytes
 
 @pytest.mark.usefixtures("few_parts")
 @pytest.mark.parametrize("rule", [HEAD(alpha=-0.1), HEAD(alpha=0.3), HEAD(alpha=1.0)], ids=repr)
-def test_an_exact_tail_of_models_that_agree_or_have_nothing_in_common(rule: Rule, where: torch.device) -> None:
+def test_an_exact_tail_of_equal_and_of_disjoint_models(rule: Rule, where: torch.device) -> None:
     """With p = q nothing is rejected and there is no residual; with disjoint models everything is rejected."""
     from cascli.kernels.verification import verify
 
