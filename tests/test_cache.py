@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+from typing import Any
 
 import pytest
 import torch
 
 from cascli import load_pair
+from cascli.errors import RunError
+from cascli.models.cache import cache_name, check_supported
 from cascli.models.cpu.batch_reader import PROMPT_BLOCK
 from cascli.models.eager_runner import EagerRunner
 from tests.pairs import ENCODER_DECODERS, EVERY_ARCHITECTURE, model
@@ -105,3 +109,33 @@ def test_rewinding_copies_nothing() -> None:
 def test_only_the_requested_rows_are_returned_without_padding() -> None:
     pair = load_pair({"draft": model(1, 300), "target": model(2, 280)})
     assert pair.target.runner.forward(torch.arange(6), 2).shape == (2, 257)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_model_gets_its_cache_under_the_name_that_its_forward_has(name: str) -> None:
+    """transformers 5.24 renamed it."""
+    stock = runner("llama")
+    forward = stock.model.forward
+    wanted, stocks_name = stock.forward(torch.arange(5), 1), cache_name(inspect.signature(forward).parameters)
+
+    def new(input_ids: torch.Tensor, cache: Any = None, **more: Any) -> Any:
+        return forward(input_ids, **{stocks_name: cache}, **more)
+
+    def old(input_ids: torch.Tensor, past_key_values: Any = None, **more: Any) -> Any:
+        return new(input_ids, past_key_values, **more)
+
+    stock.model.forward = new if name == "cache" else old
+    run = EagerRunner(stock.model, stock.vocab, stock.device)
+    run.forward(torch.arange(4), 1)
+    assert torch.allclose(run.forward(torch.tensor([4]), 1), wanted, atol=1e-5)
+    assert run.length == 5
+
+
+def test_models_are_refused_if_their_forward_takes_no_cache_of_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = runner("llama").model.config
+    for name in ("cache", "past_key_values"):
+        monkeypatch.setattr("cascli.models.cache.forward_parameters", lambda _, name=name: {"input_ids", name})
+        check_supported(config)
+    monkeypatch.setattr("cascli.models.cache.forward_parameters", lambda _: {"input_ids", "cache_params"})
+    with pytest.raises(RunError, match="no key-value cache"):
+        check_supported(config)

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.utils.deprecation import deprecate_kwarg
 
 from cascli import load_pair
 from cascli.models.gpu import fused_rotation
@@ -57,6 +59,13 @@ class OddAttention(nn.Module):
 
 def test_another_kind_of_rotation_is_left_alone() -> None:
     assert use_fused_rotation(nn.Sequential(OddAttention())) == 0
+
+
+def test_a_layer_that_renames_a_deprecated_keyword_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all are from transformers 5.24 on."""
+    renames = deprecate_kwarg("older_name", "99.0", new_name="newer_name")
+    monkeypatch.setattr(LlamaAttention, "forward", renames(LlamaAttention.forward))
+    assert use_fused_rotation(load_pair(pair()).target.model) == 2
 
 
 def test_a_wrapped_layer_is_left_alone() -> None:

@@ -9,7 +9,7 @@ the end of its buffer that is within its window.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -221,6 +221,11 @@ def forward_parameters(config: PreTrainedConfig) -> frozenset[str]:
     return frozenset(inspect.signature(model_class.forward).parameters)
 
 
+def cache_name(parameters: Collection[str]) -> str:
+    """The keyword for the cache of a forward with these parameters, which transformers 5.24 renamed."""
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
 def check_supported(config: PreTrainedConfig) -> None:
     """Reject models that this cache does not support, before their weights are loaded.
 
@@ -234,7 +239,7 @@ def check_supported(config: PreTrainedConfig) -> None:
                 f"model type '{config.model_type}' is an encoder-decoder; the only ones cascli runs are"
                 f" {', '.join(ENCODER_DECODERS)} (T5, FLAN-T5)."
             )
-    elif "past_key_values" not in forward_parameters(config):
+    elif cache_name(parameters := forward_parameters(config)) not in parameters:
         raise RunError(
             f"model type '{config.model_type}' has no key-value cache,"
             " so it cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from cascli.models.cache import RewindCache, States
+from cascli.models.cache import RewindCache, States, cache_name
 from cascli.models.runner import Runner
 
 
@@ -41,6 +41,7 @@ class EagerRunner(Runner):
         self._input_device = model.get_input_embeddings().weight.device
         self.cache = cache or RewindCache(model.config.get_text_config())
         self._takes = self.takes(model)
+        self._cache_name = cache_name(self._takes)
         self._prompt_block = prompt_block
 
     @staticmethod
@@ -110,7 +111,7 @@ class EagerRunner(Runner):
         if "position_ids" in self._takes:
             more["position_ids"] = positions.unsqueeze(0).to(self._input_device)
         batch = ids.to(self._input_device).unsqueeze(0)
-        return model(input_ids=batch, past_key_values=cache, use_cache=True, **more)
+        return model(input_ids=batch, use_cache=True, **{self._cache_name: cache}, **more)
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""

@@ -7,13 +7,15 @@ answer is empty at first, whatever the prompt.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cascli.errors import RunError
-from cascli.models.cache import RewindCache
+from cascli.models.cache import RewindCache, cache_name
 from cascli.models.runner import Runner
 
 
@@ -31,6 +33,7 @@ class EncoderDecoderRunner(Runner):
         self._input_device = model.get_input_embeddings().weight.device
         self._start = torch.tensor([start_token(model)], device=device)
         self._written = RewindCache(model.decoder.config)
+        self._cache_name = cache_name(inspect.signature(model.forward).parameters)
         self._forget()
 
     def _forget(self) -> None:
@@ -83,7 +86,7 @@ class EncoderDecoderRunner(Runner):
             raise ValueError("the decoder has nothing to attend to: start with a prompt")
         batch = ids.to(self._input_device).unsqueeze(0)
         output = self.model(
-            decoder_input_ids=batch, encoder_outputs=(self._states,), past_key_values=self._caches, use_cache=True
+            decoder_input_ids=batch, encoder_outputs=(self._states,), use_cache=True, **{self._cache_name: self._caches}
         )
         logits: Tensor = output.logits[0, -rows:, : self.vocab]
         return logits.to(self.device)

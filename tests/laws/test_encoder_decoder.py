@@ -5,6 +5,7 @@ The reference is the product of pi along the text, from full forwards without a 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers.models.t5 import modeling_t5
 
 from cascli import Pair, generate, load_pair
+from cascli.models.cache import cache_name
 from cascli.models.encoder_decoder import EncoderDecoderRunner
 from tests.laws.integration import exact_law
 from tests.laws.tables import target
@@ -212,7 +214,7 @@ def cross_attention_of_the_answer(patch: pytest.MonkeyPatch) -> None:
     right = modeling_t5.T5LayerCrossAttention.forward
 
     def forward(self: nn.Module, hidden: Tensor, key_value_states: Tensor, **more: Any) -> Any:
-        more["past_key_values"] = None
+        more[cache_name(inspect.signature(right).parameters)] = None
         return right(self, hidden, key_value_states=hidden, **more)
 
     patch.setattr(modeling_t5.T5LayerCrossAttention, "forward", forward)

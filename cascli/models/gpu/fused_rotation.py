@@ -26,7 +26,7 @@ def use_fused_rotation(model: PreTrainedModel) -> int:
 
 
 def _patch(layer: nn.Module) -> bool:
-    forward = type(layer).forward
+    forward = _own_forward(type(layer))
     if not isinstance(forward, FunctionType) or NAME not in forward.__code__.co_names or forward.__closure__:
         return False
     if "forward" in vars(layer):  # already wrapped, perhaps to move its inputs between devices
@@ -43,6 +43,14 @@ def _patch(layer: nn.Module) -> bool:
     ours.__kwdefaults__ = forward.__kwdefaults__
     vars(layer)["forward"] = MethodType(ours, layer)
     return True
+
+
+def _own_forward(kind: type[nn.Module]) -> Any:
+    """A layer's forward without wrappers that rename deprecated keywords, which transformers' models do not pass."""
+    forward: Any = kind.forward
+    while getattr(forward, "__globals__", {}).get("__name__") == "transformers.utils.deprecation":
+        forward = forward.__wrapped__
+    return forward
 
 
 def fused(stock: Rotation) -> Rotation:

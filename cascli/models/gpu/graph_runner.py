@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cascli.models.cache import forward_parameters
+from cascli.models.cache import cache_name, forward_parameters
 from cascli.models.calls import Calls, Write
 from cascli.models.gpu.capture import Capture
 from cascli.models.gpu.compiled import Compiled
@@ -261,16 +261,16 @@ class GraphRunner(Runner):
         return graph
 
     def _logits(self, ids: Tensor, rows: int) -> Tensor:
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"use_cache": True, cache_name(self._takes): self._cache}
         positions = self._cache.place(ids.shape[0])
         if "position_ids" in self._takes:
             more["position_ids"] = positions.unsqueeze(0)
         if rows == 0:
-            self.model.base_model(input_ids=ids.unsqueeze(0), past_key_values=self._cache, use_cache=True, **more)
+            self.model.base_model(input_ids=ids.unsqueeze(0), **more)
             return ids.new_empty((0, self.vocab), dtype=self.model.dtype)
         if "logits_to_keep" in self._takes:
             more["logits_to_keep"] = rows
-        output = self.model(input_ids=ids.unsqueeze(0), past_key_values=self._cache, use_cache=True, **more)
+        output = self.model(input_ids=ids.unsqueeze(0), **more)
         return output.logits[0, -rows:, : self.vocab]
 
     def _bucket(self, length: int) -> int:
