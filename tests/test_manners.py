@@ -213,7 +213,7 @@ def test_schemas_describe_every_key_for_editors(name: str) -> None:
 
 def test_only_a_similar_suffix_is_suggested(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
-        check_suffix(tmp_path / "c.svg", (".csv", ".md"))
+        check_suffix(tmp_path / "c.svg", (".csv", ".md"), named="-o")
     assert "did you mean" not in str(error.value) and ".csv, .md" in str(error.value)
     with pytest.raises(UsageError, match=r"did you mean '\.html'"):
-        check_suffix(tmp_path / "c.htm", (".csv", ".html"))
+        check_suffix(tmp_path / "c.htm", (".csv", ".html"), named="-o")

@@ -10,7 +10,7 @@ import typer
 
 from cascli.cli import common, complete
 from cascli.cli.options import Flags, batch_size_option, with_shared
-from cascli.errors import CascliError, CheckFailed, UsageError
+from cascli.errors import CascliError, CheckFailed, UsageError, located
 from cascli.render import formats
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def command(
     from cascli.analysis.requirements import Requirement
     from cascli.analysis.speculation_profile import NOTHING_DRAFTS
     from cascli.cli import matching
-    from cascli.jobs.compare import Repeats
+    from cascli.jobs.compare import Repeats, check_columns
     from cascli.jobs.match import DEFAULT_BASELINES
     from cascli.render import export
     from cascli.render.comparison import print_explanation
@@ -139,7 +139,9 @@ def command(
     rule_request = matching.requested(match, rules, plan)
     defaults = default_strategies(plan.config) if rule_request is None else DEFAULT_BASELINES
     strategies = plan.strategies(defaults)
-    _check_request(strategies, min_speedup)
+    with located(plan.elsewhere("strategy")):
+        check_columns(strategies)
+    _check_speedup(strategies, min_speedup)
     if batch_size > 1 and schedule is Schedule.FAIR:
         raise UsageError("--schedule fair runs one answer per strategy at a time: leave out --batch-size.")
     outputs = export.outputs(plan.settings, formats.COMPARISON)
@@ -241,11 +243,8 @@ def _note_cuts(comparison: Comparison, screen: Screen) -> None:
         screen.note(cuts[0] + (f"; {len(cuts) - 1} more were cut too" if len(cuts) > 1 else ""))
 
 
-def _check_request(strategies: list[Strategy], min_speedup: float | None) -> None:
-    """Reject what could not be shown or checked, before anything is loaded."""
-    from cascli.jobs.compare import check_columns
-
-    check_columns(strategies)
+def _check_speedup(strategies: list[Strategy], min_speedup: float | None) -> None:
+    """Reject a speed-up that could not be checked, before anything is loaded."""
     specs = [strategy.spec for strategy in strategies]
     if min_speedup is not None and not (min_speedup > 0 and "target" in specs and len(specs) > 1):
         raise UsageError("--min-speedup needs a positive number, the strategy target and at least one other.")
