@@ -85,6 +85,9 @@ def test_strategies_by_name_and_as_strings(cli) -> None:
     assert cli("strategies", "speculative-cascade:rule=diff,alpha=0.1").stdout.count("source") == 2
     wrong = cli("strategies", "otp")
     assert wrong.exit_code == 2 and "did you mean 'opt'?" in wrong.stderr
+    for slip in ("speculative:k=abc", "speculative:kk=3", "speculative:rule=opt", "opt:alpha=9", "cascade:score"):
+        wrong = cli("strategies", slip)
+        assert (wrong.exit_code, wrong.stdout) == (2, "") and wrong.stderr.count("\n") == 1, slip
     shown = json.loads(cli("strategies", "opt", "--json").stdout)
     assert [len(shown[kind]) for kind in ("strategies", "rules", "drafters")] == [0, 1, 0]
 
