@@ -475,6 +475,21 @@ def test_results_are_shown_before_timing_steps_and_kept_if_timing_is_interrupted
     assert len(document["runs"]) == 2 and document["profile"] is None
 
 
+@pytest.mark.parametrize(("file", "told"), [(None, True), ("found.csv", True), ("found.json", False)])
+def test_only_answers_that_are_not_saved_are_said_to_need_a_file(
+    file: str | None, told: bool, cli, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": f"number {n}"}) + "\n" for n in range(4)))
+    flags = ("--prompts", str(asked), *TINY, "-s", "target", "-s", "draft", "--no-measure")
+    found = cli("compare", *flags, *([] if file is None else ["-o", str(tmp_path / file)]))
+    said = " ".join(found.stderr.split())
+    assert "the answers to 3 more turns are not shown; -v shows all" in said
+    assert ("-o FILE.json saves them" in said) is told
+    if not told:
+        assert "-o FILE" not in cli("show", str(tmp_path / "found.json")).stderr
+
+
 def closed(command: str) -> subprocess.CompletedProcess[str]:
     """Run a real process in a shell, with its streams as in the command."""
     environment = {**os.environ, "PYTHONPATH": str(Path(cascli.__file__).parent.parent)}

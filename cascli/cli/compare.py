@@ -159,7 +159,8 @@ def command(
     how: dict[str, Any] = {"runs": runs, "schedule": schedule.value, "batch_size": batch_size}
     repeats = Repeats(pair, prompts, strategies, plan.settings, matching=matched, **how)
     how = {"trace": trace.value, "by_category": by is not None, "measure": measure}
-    comparison, ended_by = run_and_show(plan.screen, repeats, **how, as_json=outputs.printed is not None)
+    saved = outputs.written in formats.ALL_ANSWERS
+    comparison, ended_by = run_and_show(plan.screen, repeats, **how, as_json=outputs.printed is not None, saved=saved)
     comparison = common.with_command(comparison)
     if outputs.printed is None:
         print_explanation(comparison, plan.screen)
@@ -181,6 +182,7 @@ def run_and_show(
     by_category: bool = False,
     measure: bool = True,
     as_json: bool = False,
+    saved: bool = False,
 ) -> tuple[Comparison, BaseException | None]:
     """Make all runs and show the results, then time steps, which can be interrupted. Return what ended it early."""
     from cascli.cli.progress import Progress
@@ -191,7 +193,7 @@ def run_and_show(
             repeats.time_steps(progress.step)
     ended_by = _run(screen, repeats, watched=screen.live and not screen.quiet and not as_json)
     if not as_json:
-        print_results(repeats.comparison(), screen, trace, by_category=by_category)
+        print_results(repeats.comparison(), screen, trace, by_category=by_category, saved=saved)
     if not measure or ended_by is not None:
         return repeats.comparison(), ended_by
     try:
