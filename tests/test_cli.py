@@ -525,11 +525,28 @@ def test_interrupted_imports_exit_130_too(tmp_path: Path) -> None:
         "import sys, cascli.strategies\n"
         "def names(): exec('raise KeyboardInterrupt')\n"
         "cascli.strategies.names = names; sys.argv = ['cascli', 'strategies']\n"
-        "from cascli.cli.app import main; main()"
+        "from cascli.__main__ import main; main()"
+    )
+    (tmp_path / "sooner.py").write_text(
+        "import sys; from cascli.__main__ import main\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'cascli.cli.app': exec('raise KeyboardInterrupt')\n"
+        "sys.meta_path.insert(0, Slow()); main()"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(cascli.__file__).parent.parent}"}
-    found = subprocess.run([sys.executable, "-m", "program"], env=environment, check=False, capture_output=True)
-    assert found.returncode == 130
+    for program in ("program", "sooner"):
+        command = [sys.executable, "-m", program]
+        found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        assert (found.returncode, found.stderr) == (130, "cascli: interrupted\n"), program
+
+
+def test_the_package_imports_nothing_before_ctrl_c_is_caught() -> None:
+    code = "import sys; before = {*sys.modules}; import cascli.__main__; print(*sorted({*sys.modules} - before))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cascli.__file__).parent.parent)}
+    command = [sys.executable, "-S", "-c", code]
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["__future__", "cascli", "cascli.__main__", "cascli.version"]
 
 
 @pytest.mark.parametrize(("wanted", "threads"), [(None, 1), ("2", 2)])
