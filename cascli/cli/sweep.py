@@ -207,7 +207,7 @@ def _run(
 
     for spec, reason in executor.unable().items():
         inputs.screen.note(f"the answers of {spec} will fail: {reason}")
-    before = records.header() if done else None
+    before = records.header() if records.holds_answers else None
     if plan.match:
         with Progress(inputs.screen, "recording", counted=True) as progress:
             header = completed_header(executor, plan, header, before, progress.step)
