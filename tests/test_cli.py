@@ -519,6 +519,13 @@ def test_exit_codes_hold_where_errors_cannot_be_written(words: str, code: int) -
     assert closed(f"{words} 2> /dev/full").returncode == code
 
 
+def test_the_file_is_written_though_stdout_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+    found = closed(f"generate hi -c tiny-random --max-new-tokens 2 --json -o {file} > /dev/full")
+    assert found.returncode == 3 and "no space left" in found.stderr
+    assert Run.from_json(file.read_text()).token_ids
+
+
 def test_interrupted_imports_exit_130_too(tmp_path: Path) -> None:
     """Libraries execute text while they are imported; `python -m` would end by SIGINT, which is -2 to a program."""
     (tmp_path / "program.py").write_text(

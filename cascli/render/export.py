@@ -62,13 +62,15 @@ class Outputs:
     def deliver(self, writers: Writers, screen: Screen, *, streamed: bool = False) -> None:
         """Print and write; `streamed` means that `lines` has already written the lines, one by one."""
         done = "jsonl" if streamed else None
-        if self.printed not in (None, done):
-            _print(writers[self.printed]())
-        if self.file is not None:
-            if self.written != done:
-                content = writers[self.written]()
-                files.write(self.file, with_newline(content) if isinstance(content, str) else content)
-            screen.note(f"wrote {self.file}")
+        try:
+            if self.printed not in (None, done):
+                _print(writers[self.printed]())
+        finally:  # stdout may be on a full disk, and the file on another
+            if self.file is not None:
+                if self.written != done:
+                    content = writers[self.written]()
+                    files.write(self.file, with_newline(content) if isinstance(content, str) else content)
+                screen.note(f"wrote {self.file}")
 
     @contextmanager
     def lines(self) -> Iterator[Callable[[Run], None]]:
