@@ -9,12 +9,13 @@ Importing this package does not import torch or transformers; the names below do
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from cascli.version import __version__
 
+# Nothing else is imported here, not even typing: Ctrl-C shows a traceback until `cascli.__main__` can catch it.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cascli.jobs.advise import advise
     from cascli.jobs.batch import generate_many
     from cascli.jobs.compare import compare
@@ -62,6 +63,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'cascli' has no attribute '{name}'")
+    from importlib import import_module
+
     return getattr(import_module(_HOMES[name]), name)
 
 

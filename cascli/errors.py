@@ -6,7 +6,8 @@ A message is one or two lines: what is wrong, where (file and key), and what to 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class CascliError(Exception):
@@ -33,6 +34,17 @@ class ConfigError(UsageError):
 
 class RunError(CascliError):
     """Weights, memory, disk or device failed while running (exit code 3)."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put where a value was given in front of usage errors about it, unless `where` is empty."""
+    try:
+        yield
+    except UsageError as error:
+        if not where:
+            raise
+        raise type(error)(f"{where}: {error}") from None
 
 
 _PICTURES = {

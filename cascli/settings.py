@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import (
@@ -192,6 +193,17 @@ class Resolved:
     verbose: bool = False
     color: Literal["auto", "always", "never"] = "auto"
     offline: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each value was given, as errors name it."""
+
+    def source(self, key: str) -> str:
+        """How an error names where a value was given; by its flag if that is not known."""
+        return self.sources.get(key, f"--{_alias(key).replace('_', '-')}")
+
+    def named(self, key: str) -> str:
+        """How an error names a value and where it was given: `--output x.md`, or `my.yaml: defaults.output: x.md`."""
+        source = self.source(key)
+        return f"{source}{' ' if source.startswith('--') else ': '}{getattr(self, key)}"
 
     @property
     def kept(self) -> int:
@@ -206,12 +218,22 @@ def with_whole_answers(settings: Resolved) -> Resolved:
     return replace(settings, max_new_tokens=max(settings.max_new_tokens, WHOLE_ANSWERS))
 
 
-def resolve(*layers: Settings) -> Resolved:
-    """Merge layers, the strongest first; a setting that no layer gives keeps its built-in default."""
+def resolve(*layers: Settings, spell: Sequence[Callable[[str], str]] = ()) -> Resolved:
+    """Merge layers, the strongest first; a setting that no layer gives keeps its built-in default.
+
+    `spell` has a function per layer that turns a key into how errors name a value of that layer.
+    """
     merged: dict[str, Any] = {}
-    for layer in reversed(layers):
+    sources: dict[str, str] = {}
+    for layer, spelled in reversed([*zip_longest(layers, spell)]):
         merged |= layer.given()
-    return Resolved(**merged)
+        sources |= {key: spelled(_alias(key)) for key in layer.given()} if spelled else {}
+    return Resolved(**merged, sources=sources)
+
+
+def _alias(key: str) -> str:
+    """The name of a setting in files and flags."""
+    return Settings.model_fields[key].alias or key
 
 
 def checked(values: Mapping[str, Any], *, spell: Callable[[str], str] = str) -> Settings:
@@ -254,12 +276,17 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
         return checked(values)
     except UsageError as error:
         key, _, message = str(error).partition(": ")
-        raise UsageError(f"environment variable {variable(key)}: {message}") from None
+        raise UsageError(f"{in_environment(key)}: {message}") from None
 
 
 def variable(key: str) -> str:
     """The environment variable of a setting."""
     return f"CASCLI_{key.upper()}"
+
+
+def in_environment(key: str) -> str:
+    """How an error names a value from the environment."""
+    return f"environment variable {variable(key)}"
 
 
 def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, str]:

@@ -475,6 +475,21 @@ def test_results_are_shown_before_timing_steps_and_kept_if_timing_is_interrupted
     assert len(document["runs"]) == 2 and document["profile"] is None
 
 
+@pytest.mark.parametrize(("file", "told"), [(None, True), ("found.csv", True), ("found.json", False)])
+def test_only_answers_that_are_not_saved_are_said_to_need_a_file(
+    file: str | None, told: bool, cli, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": f"number {n}"}) + "\n" for n in range(4)))
+    flags = ("--prompts", str(asked), *TINY, "-s", "target", "-s", "draft", "--no-measure")
+    found = cli("compare", *flags, *([] if file is None else ["-o", str(tmp_path / file)]))
+    said = " ".join(found.stderr.split())
+    assert "the answers to 3 more turns are not shown; -v shows all" in said
+    assert ("-o FILE.json saves them" in said) is told
+    if not told:
+        assert "-o FILE" not in cli("show", str(tmp_path / "found.json")).stderr
+
+
 def closed(command: str) -> subprocess.CompletedProcess[str]:
     """Run a real process in a shell, with its streams as in the command."""
     environment = {**os.environ, "PYTHONPATH": str(Path(cascli.__file__).parent.parent)}
@@ -504,17 +519,41 @@ def test_exit_codes_hold_where_errors_cannot_be_written(words: str, code: int) -
     assert closed(f"{words} 2> /dev/full").returncode == code
 
 
+def test_the_file_is_written_though_stdout_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+    found = closed(f"generate hi -c tiny-random --max-new-tokens 2 --json -o {file} > /dev/full")
+    assert found.returncode == 3 and "no space left" in found.stderr
+    assert Run.from_json(file.read_text()).token_ids
+
+
 def test_interrupted_imports_exit_130_too(tmp_path: Path) -> None:
     """Libraries execute text while they are imported; `python -m` would end by SIGINT, which is -2 to a program."""
     (tmp_path / "program.py").write_text(
         "import sys, cascli.strategies\n"
         "def names(): exec('raise KeyboardInterrupt')\n"
         "cascli.strategies.names = names; sys.argv = ['cascli', 'strategies']\n"
-        "from cascli.cli.app import main; main()"
+        "from cascli.__main__ import main; main()"
+    )
+    (tmp_path / "sooner.py").write_text(
+        "import sys; from cascli.__main__ import main\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'cascli.cli.app': exec('raise KeyboardInterrupt')\n"
+        "sys.meta_path.insert(0, Slow()); main()"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(cascli.__file__).parent.parent}"}
-    found = subprocess.run([sys.executable, "-m", "program"], env=environment, check=False, capture_output=True)
-    assert found.returncode == 130
+    for program in ("program", "sooner"):
+        command = [sys.executable, "-m", program]
+        found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        assert (found.returncode, found.stderr) == (130, "cascli: interrupted\n"), program
+
+
+def test_the_package_imports_nothing_before_ctrl_c_is_caught() -> None:
+    code = "import sys; before = {*sys.modules}; import cascli.__main__; print(*sorted({*sys.modules} - before))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cascli.__file__).parent.parent)}
+    command = [sys.executable, "-S", "-c", code]
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["__future__", "cascli", "cascli.__main__", "cascli.version"]
 
 
 @pytest.mark.parametrize(("wanted", "threads"), [(None, 1), ("2", 2)])

@@ -79,7 +79,7 @@ def test_a_model_that_cannot_be_compiled_raises_a_clear_error() -> None:
     def forward(ids: torch.Tensor, rows: int) -> torch.Tensor:
         return ids[: int(ids.sum().item())] if ids.sum() > rows else ids
 
-    with pytest.raises(RunError, match=r"torch.compile cannot compile the model: .*\nLeave out --compile"):
+    with pytest.raises(RunError, match=r"torch.compile cannot compile the model: .*\nUse --no-compile"):
         Compiled(forward, "eager")(torch.tensor([3]), 1)
 
 

@@ -85,6 +85,9 @@ def test_strategies_by_name_and_as_strings(cli) -> None:
     assert cli("strategies", "speculative-cascade:rule=diff,alpha=0.1").stdout.count("source") == 2
     wrong = cli("strategies", "otp")
     assert wrong.exit_code == 2 and "did you mean 'opt'?" in wrong.stderr
+    for slip in ("speculative:k=abc", "speculative:kk=3", "speculative:rule=opt", "opt:alpha=9", "cascade:score"):
+        wrong = cli("strategies", slip)
+        assert (wrong.exit_code, wrong.stdout) == (2, "") and wrong.stderr.count("\n") == 1, slip
     shown = json.loads(cli("strategies", "opt", "--json").stdout)
     assert [len(shown[kind]) for kind in ("strategies", "rules", "drafters")] == [0, 1, 0]
 
@@ -213,7 +216,7 @@ def test_schemas_describe_every_key_for_editors(name: str) -> None:
 
 def test_only_a_similar_suffix_is_suggested(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
-        check_suffix(tmp_path / "c.svg", (".csv", ".md"))
+        check_suffix(tmp_path / "c.svg", (".csv", ".md"), named="-o")
     assert "did you mean" not in str(error.value) and ".csv, .md" in str(error.value)
     with pytest.raises(UsageError, match=r"did you mean '\.html'"):
-        check_suffix(tmp_path / "c.htm", (".csv", ".html"))
+        check_suffix(tmp_path / "c.htm", (".csv", ".html"), named="-o")

@@ -19,7 +19,6 @@ from cascli.cli.strategies import _described
 from cascli.decoding.speculation import Block
 from cascli.drafters.base import Drafter
 from cascli.errors import RunError, UsageError
-from cascli.render.console import screen
 from cascli.rules.base import KeepRule, Rule
 from cascli.sampling.distributions import Dists
 from cascli.strategies.base import Speculating
@@ -177,7 +176,7 @@ def test_a_local_plugin_file_that_cannot_be_imported_is_an_error_of_its_own(
     monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "cascli.rules.slipped", raising=False)
     with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"):
-        list(_described("rules", rules, {"slipped"}, screen("never")))
+        list(_described("rules", rules, {"slipped"}, print))
 
 
 def test_the_page_on_adding_a_drafter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_pair: Pair) -> None:

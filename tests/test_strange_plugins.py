@@ -646,6 +646,17 @@ def test_broken_plugins_do_not_hide_the_others_from_the_list(installed: dict[str
     assert one.returncode == 0 and "speculative-cascade:rule=chow" in one.stdout
 
 
+@pytest.mark.parametrize("flags", [[], ["--json"], ["-q"]])
+def test_a_broken_plugin_that_was_asked_for_is_an_error(installed: dict[str, str], flags: list[str]) -> None:
+    """The others that were asked for are shown nevertheless."""
+    done = cascli(installed, "strategies", "leaves", "opt", *flags)
+    assert done.returncode == 2 and "speculative-cascade:rule=opt" in done.stdout
+    assert done.stderr.splitlines()[-1] == "cascli: rule 'leaves' of odd_leaves:X: SystemExit: 0"
+    for name, said in (("hinted", "the rule 'hinted' of odd: NameError"), ("lost", "strategy 'lost' of odd_missing:X")):
+        done = cascli(installed, "strategies", name, *flags)
+        assert (done.returncode, done.stdout) == (2, "") and f"cascli: {said}" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("strategy", "code", "said"),
     [

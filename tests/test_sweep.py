@@ -929,6 +929,26 @@ def test_a_folder_lists_every_call_that_made_answers(tmp_path: Path, monkeypatch
     assert header.environment["processor"] == "another processor"
 
 
+def test_a_first_call_whose_answers_all_failed_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines in records.jsonl are not the next call's."""
+    plan = {"pair": "tiny-random", "strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}
+    out, pair = tmp_path / "out", load_pair("tiny-random")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RunError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cascli.sweeps.worker.answers", fail)
+        with pytest.raises(RunError, match="every answer of the sweep failed"):
+            sweep(plan, pair, limit=2, output=out)
+    failed = Records(out).header()
+    sweep(plan, pair, limit=1, output=out, resume=True)
+    header = Records(out).header()
+    first, second = header.calls
+    assert [first] == failed.calls and (first.first_line, second.first_line) == (0, 4)
+    assert header.date == failed.date and len(header.prompts) == 2
+
+
 def test_older_folders_that_are_resumed_keep_what_they_said_of_their_answers(tmp_path: Path) -> None:
     plan, out = {"strategies": ["draft"], "temperatures": [0.0], "max_new_tokens": 2}, tmp_path / "out"
     pair = load_pair("tiny-random")

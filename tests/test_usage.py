@@ -10,6 +10,7 @@ import pytest
 from cascli import Pair, generate
 from cascli.errors import UsageError
 from tests.commands import invoke, shell
+from tests.pairs import pair
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "6"]
 
@@ -71,3 +72,68 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     (tmp_path / "dir.json").mkdir()
     found = invoke("generate", "hi", *TINY, "-o", str(tmp_path / "dir.json"))
     assert (found.exit_code, found.stdout) == (2, "")
+
+
+WHERE = {"flag": "--{0} ", "variable": "environment variable CASCLI_{1}: ", "file": "{2}: defaults.{0}: "}
+
+
+@pytest.mark.parametrize("given", WHERE)
+@pytest.mark.parametrize(
+    ("command", "key", "value", "said"),
+    [
+        (["generate", "hi"], "output", "none/x.json", "none/x.json: no such folder"),
+        (["generate", "hi"], "output", "x.doc", "x.doc: unknown suffix"),
+        (["compare", "hi"], "output", ".", ".: no suffix"),
+        (["compare", "hi"], "format", "png", "png: not available here"),
+        (["bench"], "output", "questions.csv", "questions.csv: is a folder"),
+        (["verify"], "output", "loop.json", "loop.json: a symbolic link that points to itself"),
+        (["advise", "--prompts", "questions.jsonl"], "output", "questions.jsonl", "questions.jsonl: is the file of"),
+    ],
+)
+def test_an_error_names_where_the_value_was_given(
+    command: list[str], key: str, value: str, said: str, given: str, tmp_path: Path, clean_env: pytest.MonkeyPatch
+) -> None:
+    clean_env.chdir(tmp_path)
+    (tmp_path / "questions.csv").mkdir()
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "hi"}')
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    defaults = {key: value} if given == "file" else {}
+    Path("own.yaml").write_text(json.dumps(pair(300) | {"defaults": defaults}))
+    if given == "variable":
+        clean_env.setenv(f"CASCLI_{key.upper()}", value)
+    flags = [f"--{key}", value] if given == "flag" else []
+    found = invoke(*command, "-c", "own.yaml", *flags)
+    assert found.exit_code == 2
+    assert found.stderr.startswith(f"cascli: {WHERE[given].format(key, key.upper(), 'own.yaml')}{said}")
+
+
+@pytest.mark.parametrize(
+    ("command", "variables", "said"),
+    [
+        (["compare"], {"prompts": "none.jsonl"}, "PROMPTS: none.jsonl: no such file"),
+        (["advise", "--metric", "f1"], {"prompts": "none.jsonl"}, "PROMPTS: none.jsonl: no such file"),
+        (["compare", "hi"], {"strategy": "target;target"}, "STRATEGY: strategy 'target' is given twice"),
+        (["generate", "hi"], {"config": "tiny-randm"}, "CONFIG: unknown pair"),
+        (["generate", "hi"], {"config": "tiny-randm", "target": "./x"}, "CONFIG: unknown pair"),
+        (["generate", "hi"], {"draft": "./x"}, "DRAFT: needs CASCLI_TARGET"),
+        (["sweep", "rules", "--dry-run"], {"strategy": "targt"}, "STRATEGY: unknown strategy"),
+        (["sweep", "rules", "--dry-run"], {"prompts": "-"}, "PROMPTS: a sweep reads its prompts again"),
+        (["sweep", "rules", "--dry-run"], {"prompts": "none.jsonl"}, "PROMPTS: none.jsonl: no such file"),
+        (["sweep", "some.yaml", "--dry-run"], {"temperature": "0.5"}, "TEMPERATURE: strategies of this sweep are for"),
+    ],
+)
+def test_an_error_names_the_variable(
+    command: list[str], variables: dict[str, str], said: str, tmp_path: Path, clean_env: pytest.MonkeyPatch
+) -> None:
+    clean_env.chdir(tmp_path)
+    (tmp_path / "some.yaml").write_text("temperatures: [0, 1]\nstrategies: [speculative: {temperatures: 1}]\n")
+    for key, value in ({"config": "" if "draft" in variables else "tiny-random"} | variables).items():
+        clean_env.setenv(f"CASCLI_{key.upper()}", value)
+    found = invoke(*command)
+    assert found.exit_code == 2
+    assert found.stderr.removeprefix("cascli: ").removeprefix("environment variable ").startswith(f"CASCLI_{said}")
+
+
+def test_prompts_that_a_bench_does_not_use_are_not_read(clean_env: pytest.MonkeyPatch) -> None:
+    clean_env.setenv("CASCLI_PROMPTS", "none.jsonl")
+    assert invoke("bench", *TINY, "--context", "8", "--repeats", "1", "-q").exit_code == 0

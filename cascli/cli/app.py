@@ -151,12 +151,7 @@ def main() -> None:
         number = getattr(signal, signal_name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _interrupt)
-    code = run()
-    if code == INTERRUPTED:
-        # If Ctrl-C comes while a library is imported that executes text, Python remembers this until the next such
-        # text, and `python -m cascli` would end by SIGINT instead of with a code.
-        exec("")
-    sys.exit(code)
+    sys.exit(run())
 
 
 def _interrupt(*_: object) -> None:

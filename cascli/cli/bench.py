@@ -135,7 +135,7 @@ def command(
 
 
 def _early_exit_prompts(plan: common.Plan, flags: Flags, *, early_exit: bool) -> list[Prompt]:
-    """The prompts that the target answers: those of a file, else one of each built-in category.
+    """The prompts that the target answers: those of a file, else one of each built-in category; none without exits.
 
     Raises:
         UsageError: a file that is not used here, or one that cannot be read.
@@ -144,6 +144,8 @@ def _early_exit_prompts(plan: common.Plan, flags: Flags, *, early_exit: bool) ->
 
     if flags.given.prompts and not early_exit:
         raise UsageError("--prompts: bench takes prompts only with --early-exit.")
+    if not early_exit:
+        return []
     if plan.settings.prompts is not None:
         return common.prompts(None, plan, NAME)
     first = {prompt.category: prompt for prompt in reversed(builtin())}
@@ -169,5 +171,5 @@ def check_plot(plot: Path) -> None:
     """Reject a plot that could not be drawn later, before anything is measured."""
     from cascli.render import export, plots
 
-    export.check_suffix(plot, plots.SUFFIXES, flag="--plot")
+    export.check_suffix(plot, plots.SUFFIXES, named=f"--plot {plot}")
     plots.pyplot()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cascli.cli.options import PAIR, flag_name
-from cascli.errors import PairWarning, UsageError
+from cascli.errors import PairWarning, UsageError, located
 
 if TYPE_CHECKING:  # and inside the functions below: a help page must not wait for them
     from cascli.analysis.profile import Profile
@@ -40,8 +40,10 @@ class Plan:
     """From a flag or the environment; if None, each model's own entry in the pair's file decides."""
     given: Settings
     """The settings given on the command line itself."""
-    strategy_source: str = ""
-    """Where the strategies were named, if not on the command line."""
+
+    def elsewhere(self, key: str) -> str:
+        """Where a value was given, if not on the command line: errors about it start with this."""
+        return "" if key in self.given.given() else self.settings.sources.get(key, "")
 
     def strategies(self, default: Sequence[str]) -> list[Strategy]:
         """The requested strategies, else these defaults.
@@ -52,10 +54,8 @@ class Plan:
         """
         if not self.settings.strategy:
             return parse_strategies(default, self.settings.num_speculative_tokens)
-        try:
+        with located(self.elsewhere("strategy")):
             return parse_strategies(self.settings.strategy, self.settings.num_speculative_tokens)
-        except UsageError as error:
-            raise UsageError(self._with_source(str(error))) from None
 
     def single_strategy(self, default: str, several: str) -> Strategy:
         """The one requested strategy, else the default.
@@ -66,11 +66,9 @@ class Plan:
         """
         first, *more = self.strategies([default])
         if more:
-            raise UsageError(self._with_source(several))
+            with located(self.elsewhere("strategy")):
+                raise UsageError(several)
         return first
-
-    def _with_source(self, message: str) -> str:
-        return f"{self.strategy_source}: {message}" if self.strategy_source else message
 
     def prompts_from_file(self, argument: str | None) -> bool:
         """Whether the prompts come from a file; a prompt on the command line overrides a file named elsewhere."""
@@ -133,7 +131,7 @@ class Plan:
         if self.settings.threads is None:
             _one_thread_for_tiny_models(pair)
         if self.settings.compile and pair.device.type == "cpu":
-            self.screen.note("--compile is for GPUs; on a CPU steps run uncompiled")
+            self.screen.note(f"{self.settings.source('compile')} is for GPUs; on a CPU steps run uncompiled")
         known = step_times.load_step_times(self.config, self.run_options(device, dtype))
         pair.steps = None if known is None else known.profile
         return pair
@@ -208,14 +206,17 @@ def requested_pair(flags: Flags) -> PairConfig | None:
         UsageError: a pair or a model that does not exist, or a draft model alone.
     """
     from cascli.config import load_config, pair_of_models
-    from cascli.settings import variable
+    from cascli.settings import in_environment, variable
 
-    named, spell = {key: getattr(flags, key) for key in PAIR}, flag_name
+    named, spell, where = {key: getattr(flags, key) for key in PAIR}, flag_name, ""
     if all(value is None for value in named.values()):  # an empty string counts as given, and is an error
         named, spell = {key: os.environ.get(variable(key)) or None for key in PAIR}, variable
+        where = in_environment("config")
+    with located(where):
+        pair = None if named["config"] is None else load_config(named["config"])
     if named["draft"] is not None or named["target"] is not None:
-        return pair_of_models(named["draft"], named["target"], named["config"], spell=spell)
-    return None if named["config"] is None else load_config(named["config"])
+        return pair_of_models(named["draft"], named["target"], pair, spell=spell)
+    return pair
 
 
 def requested_settings(flags: Flags) -> Settings:
@@ -227,6 +228,27 @@ def requested_settings(flags: Flags) -> Settings:
     from cascli.settings import from_environment
 
     return from_environment().model_copy(update=flags.given.given())
+
+
+def from_environment_alone(flags: Flags) -> dict[str, str]:
+    """The settings that only the environment gives, and how errors name each of them."""
+    from cascli.settings import from_environment, in_environment
+
+    return {key: in_environment(key) for key in from_environment().given() if key not in flags.given.given()}
+
+
+def resolved(given: Settings, config: PairConfig | None = None) -> Resolved:
+    """Merge flags, environment, pair file and defaults, in this order.
+
+    Raises:
+        UsageError: an invalid value in the environment.
+    """
+    from cascli.settings import Settings, from_environment, in_environment, resolve
+
+    defaults, place = (
+        (Settings(), str) if config is None else (config.defaults, lambda key: config.place(f"defaults.{key}"))
+    )
+    return resolve(given, from_environment(), defaults, spell=(flag_name, in_environment, place))
 
 
 def plan(flags: Flags, config: PairConfig | None = None, *, writes: bool = False) -> Plan:
@@ -242,21 +264,14 @@ def plan(flags: Flags, config: PairConfig | None = None, *, writes: bool = False
     """
     from cascli.config import DEFAULT_PAIR, load_config
     from cascli.render.console import screen
-    from cascli.settings import from_environment, resolve, variable
+    from cascli.settings import from_environment
 
     environment = from_environment()
     config = config or requested_pair(flags) or load_config(DEFAULT_PAIR)
-    settings = resolve(flags.given, environment, config.defaults)
+    settings = resolved(flags.given, config)
     lasting = writes or settings.output not in (None, "-")
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose, lasting=lasting)
-    strategy_source = ""
-    if not flags.given.strategy:
-        strategy_source = (
-            f"environment variable {variable('strategy')}"
-            if environment.strategy
-            else config.place("defaults.strategy")
-        )
-    return Plan(config, settings, view, flags.given.dtype or environment.dtype, flags.given, strategy_source)
+    return Plan(config, settings, view, flags.given.dtype or environment.dtype, flags.given)
 
 
 def for_several(plan: Plan, flags: Flags) -> Plan:
@@ -326,9 +341,8 @@ def prompts(argument: str | None, plan: Plan, command: str, *, whole: bool = Fal
             return builtin()[:limit]
         if name in SETS:
             return prompt_set(name, limit)
-        if name == "-":
-            return prompts_in(_from_stdin(), "stdin", limit)
-        return read_prompts(Path(name), limit)
+        with located(plan.elsewhere("prompts")):
+            return prompts_in(_from_stdin(), "stdin", limit) if name == "-" else read_prompts(Path(name), limit)
     if plan.given.limit is not None:
         raise UsageError("--limit needs a file of prompts: give --prompts, or leave it out.")
     if argument is None and sys.stdin is not None and not sys.stdin.isatty():

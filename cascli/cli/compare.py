@@ -10,7 +10,7 @@ import typer
 
 from cascli.cli import common, complete
 from cascli.cli.options import Flags, batch_size_option, with_shared
-from cascli.errors import CascliError, CheckFailed, UsageError
+from cascli.errors import CascliError, CheckFailed, UsageError, located
 from cascli.render import formats
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def command(
     from cascli.analysis.requirements import Requirement
     from cascli.analysis.speculation_profile import NOTHING_DRAFTS
     from cascli.cli import matching
-    from cascli.jobs.compare import Repeats
+    from cascli.jobs.compare import Repeats, check_columns
     from cascli.jobs.match import DEFAULT_BASELINES
     from cascli.render import export
     from cascli.render.comparison import print_explanation
@@ -139,7 +139,9 @@ def command(
     rule_request = matching.requested(match, rules, plan)
     defaults = default_strategies(plan.config) if rule_request is None else DEFAULT_BASELINES
     strategies = plan.strategies(defaults)
-    _check_request(strategies, min_speedup)
+    with located(plan.elsewhere("strategy")):
+        check_columns(strategies)
+    _check_speedup(strategies, min_speedup)
     if batch_size > 1 and schedule is Schedule.FAIR:
         raise UsageError("--schedule fair runs one answer per strategy at a time: leave out --batch-size.")
     outputs = export.outputs(plan.settings, formats.COMPARISON)
@@ -157,7 +159,8 @@ def command(
     how: dict[str, Any] = {"runs": runs, "schedule": schedule.value, "batch_size": batch_size}
     repeats = Repeats(pair, prompts, strategies, plan.settings, matching=matched, **how)
     how = {"trace": trace.value, "by_category": by is not None, "measure": measure}
-    comparison, ended_by = run_and_show(plan.screen, repeats, **how, as_json=outputs.printed is not None)
+    saved = outputs.written in formats.ALL_ANSWERS
+    comparison, ended_by = run_and_show(plan.screen, repeats, **how, as_json=outputs.printed is not None, saved=saved)
     comparison = common.with_command(comparison)
     if outputs.printed is None:
         print_explanation(comparison, plan.screen)
@@ -179,6 +182,7 @@ def run_and_show(
     by_category: bool = False,
     measure: bool = True,
     as_json: bool = False,
+    saved: bool = False,
 ) -> tuple[Comparison, BaseException | None]:
     """Make all runs and show the results, then time steps, which can be interrupted. Return what ended it early."""
     from cascli.cli.progress import Progress
@@ -189,7 +193,7 @@ def run_and_show(
             repeats.time_steps(progress.step)
     ended_by = _run(screen, repeats, watched=screen.live and not screen.quiet and not as_json)
     if not as_json:
-        print_results(repeats.comparison(), screen, trace, by_category=by_category)
+        print_results(repeats.comparison(), screen, trace, by_category=by_category, saved=saved)
     if not measure or ended_by is not None:
         return repeats.comparison(), ended_by
     try:
@@ -241,11 +245,8 @@ def _note_cuts(comparison: Comparison, screen: Screen) -> None:
         screen.note(cuts[0] + (f"; {len(cuts) - 1} more were cut too" if len(cuts) > 1 else ""))
 
 
-def _check_request(strategies: list[Strategy], min_speedup: float | None) -> None:
-    """Reject what could not be shown or checked, before anything is loaded."""
-    from cascli.jobs.compare import check_columns
-
-    check_columns(strategies)
+def _check_speedup(strategies: list[Strategy], min_speedup: float | None) -> None:
+    """Reject a speed-up that could not be checked, before anything is loaded."""
     specs = [strategy.spec for strategy in strategies]
     if min_speedup is not None and not (min_speedup > 0 and "target" in specs and len(specs) > 1):
         raise UsageError("--min-speedup needs a positive number, the strategy target and at least one other.")

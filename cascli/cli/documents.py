@@ -179,7 +179,7 @@ class SavedComparison(Saved):
                 raise
             except KeyboardInterrupt:  # enough seen: the page comes next
                 pass
-        print_comparison(self.comparison, view.screen, view.trace, by_category=view.by_category)
+        print_comparison(self.comparison, view.screen, view.trace, by_category=view.by_category, saved=True)
 
 
 class SavedSweep(Saved):

@@ -9,7 +9,7 @@ import typer
 
 from cascli.cli import common
 from cascli.cli.options import LOADING, Flags, batch_size_option, with_shared
-from cascli.errors import UsageError
+from cascli.errors import UsageError, located
 
 if TYPE_CHECKING:
     from cascli.evaluation.run import Evaluating
@@ -73,7 +73,8 @@ def command(
     strategies = plan.strategies(["target", default_strategy(plan.config)])
     folder = None if plan.settings.output is None else Path(plan.settings.output)
     if folder is not None:
-        check_folder(folder)
+        with located(plan.elsewhere("output")):
+            check_folder(folder)
     given = common.requested_settings(flags)  # the pair's file was not written for these tasks
     request = EvaluationOptions(
         tasks=_names(tasks),

@@ -56,7 +56,7 @@ def _check(file: Path, force: bool) -> None:
     """Reject a path that cannot work, before anything is fetched."""
     from cascli.render.export import check_suffix
 
-    check_suffix(file, (".yaml", ".yml"), flag="FILE")
+    check_suffix(file, (".yaml", ".yml"), named=f"FILE {file}")
     if file.exists() and not force:
         raise UsageError(f"{file}: already exists; choose another name, or use --force.")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cascli.cli import common
-from cascli.errors import UsageError, unknown
+from cascli.errors import UsageError, located, unknown
 
 if TYPE_CHECKING:
     from cascli.cli.common import Plan
@@ -81,6 +81,7 @@ def scored(
         return Scored(common.prompts(argument, plan, command, whole=True), None, settings)
     if argument is not None or (task is not None and (plan.given.prompts is not None or metric is not None)):
         raise UsageError("scores need either a task (--task) or a file of prompts (--prompts, --metric); give one.")
+    from cascli.prompts import read_prompts
     from cascli.sweeps.run import allowed
     from cascli.sweeps.tasks import task_of
 
@@ -89,6 +90,9 @@ def scored(
         raise UsageError(f"--task: {task} cuts its prompts (max_prompt_tokens), which only sweeps do.")
     limit = settings.limit if sweep.task.kind == "reasoning-gym" else None  # it makes as many as requested
     limited = sweep.model_copy(update={"limit": limit, "match": None})
+    if sweep.task.path is not None and task is None:
+        with located(plan.elsewhere("prompts")):
+            read_prompts(Path(sweep.task.path).expanduser())  # later errors would name a key of a sweep file
     loaded = task_of(limited, folder, offline=settings.offline, where=where)
     if loaded.metric == "pass@1":
         loaded, warning = allowed(loaded, allow=allow_code, unsafe=unsafe_code)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascli.cli import show_sweep
+from cascli.cli import common, show_sweep
 from cascli.cli.compare import By, TraceKind
 from cascli.cli.documents import TRACES, Saved, View, opened, runs_of_lines
 from cascli.cli.options import Flags, with_shared
@@ -65,10 +65,9 @@ def command(
     from cascli import files
     from cascli.render import export
     from cascli.render.console import screen
-    from cascli.settings import from_environment, resolve
 
     given = flags.given
-    settings = replace(resolve(given, from_environment()), output=given.output, format=given.format)  # from flags only
+    settings = replace(common.resolved(given), output=given.output, format=given.format)  # from flags only
     lasting = given.output not in (None, "-")
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose, lasting=lasting)
     outputs = export.outputs(settings, formats.ANY)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from cascli.cli import complete
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import CascliError, UsageError, raised, unknown
-
-if TYPE_CHECKING:
-    from cascli.render.console import Screen
 
 NAME = "strategies"
 EXAMPLE = """\
@@ -36,6 +33,7 @@ def command(
 ) -> None:
     """List strategies, rules, drafters and stops: formula, parameters, when each is lossless, and how to write it."""
     from cascli import drafters, rules, stops, strategies
+    from cascli.plugins import unreachable
     from cascli.render.catalogue import catalogue
     from cascli.render.console import screen
     from cascli.settings import from_environment, resolve
@@ -44,7 +42,14 @@ def command(
     view = screen(settings.color, quiet=settings.quiet)
     packages = {"strategies": strategies, "rules": rules, "drafters": drafters, "stops": stops}
     selected = _selected(names or [], {each for package in packages.values() for each in package.names()})
-    plugins = {kind: list(_described(kind, package, selected, view)) for kind, package in packages.items()}
+    failed: list[str] = []
+    report = failed.append if names else view.note  # what was asked for is an error if it cannot be shown
+    for package in packages.values():
+        for message in unreachable(package):
+            view.note(message)
+    plugins = {kind: list(_described(kind, package, selected, report)) for kind, package in packages.items()}
+    if not any(plugins.values()):
+        raise UsageError("\n".join(failed))
     if settings.json_output:
         print(json.dumps({"schema": "cascli.strategies/1", **plugins}))
     elif settings.quiet and names:
@@ -53,17 +58,23 @@ def command(
         print("\n".join(row["name"] for row in plugins["strategies"]))
     else:
         view.out.print(catalogue(plugins))
+    if failed:
+        raise UsageError("\n".join(failed))
 
 
 def _selected(names: Sequence[str], known: set[str]) -> set[str]:
     """The names to show; a full strategy string selects the strategy and the parts it names.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or a string that is not a strategy.
     """
+    from cascli.strategies import parse
+
     selected: set[str] = set()
     for name in names:
-        strategy, _, rest = name.partition(":")
+        strategy, parameters, rest = name.replace(" ", "").partition(":")
+        if parameters:
+            parse(name)
         parts = [part.partition("=")[2] for part in rest.split(",") if part.startswith(("rule=", "draft=", "stop="))]
         for each in (strategy, *parts):
             if each not in known:
@@ -72,13 +83,13 @@ def _selected(names: Sequence[str], known: set[str]) -> set[str]:
     return selected or known
 
 
-def _described(kind: str, package: Any, selected: set[str], view: Screen) -> Iterator[dict[str, Any]]:
+def _described(
+    kind: str, package: Any, selected: set[str], report: Callable[[str], object]
+) -> Iterator[dict[str, Any]]:
     """Describe every wanted plug-in; a third-party one that cannot be imported is reported and hides no other."""
     from cascli.blame import label
-    from cascli.plugins import is_own, unreachable
+    from cascli.plugins import is_own
 
-    for message in unreachable(package):
-        view.note(message)
     for name in package.names():
         plugin = None
         try:
@@ -86,11 +97,11 @@ def _described(kind: str, package: Any, selected: set[str], view: Screen) -> Ite
                 plugin = package.load(name)
                 yield describe(name, plugin) | {"written": written(kind, name)}
         except CascliError as error:
-            view.note(str(error))
+            report(str(error))
         except Exception as error:  # whatever a third-party class raises
             if plugin is None or is_own(plugin):  # a file of cascli's own that cannot be imported
                 raise
-            view.note(f"{label(plugin)}: {raised(error)}")
+            report(f"{label(plugin)}: {raised(error)}")
 
 
 def written(kind: str, name: str) -> list[str]:

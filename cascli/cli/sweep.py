@@ -162,7 +162,7 @@ def _folder(output: str) -> Path:
 
     folder = Path(output)
     if folder.name == FILE and not folder.is_dir():
-        raise UsageError(f"--output {folder}: -o of a sweep is a folder; {FILE} is written there automatically.")
+        raise UsageError(f"{folder}: a sweep's output is a folder; {FILE} is written there automatically.")
     return folder
 
 
@@ -170,7 +170,8 @@ def _overridden(plan: SweepPlan, flags: Flags, pair: PairConfig | None, batch_si
     """The plan with the values of its file overridden by flags, else by the environment."""
     from cascli.sweeps.overriding import overridden
 
-    plan = overridden(plan, common.requested_settings(flags), batch_size)
+    settings, elsewhere = common.requested_settings(flags), common.from_environment_alone(flags)
+    plan = overridden(plan, settings, batch_size, elsewhere)
     if pair is not None:
         plan = plan.model_copy(update={"pair": pair.recorded})
     return plan
@@ -206,7 +207,7 @@ def _run(
 
     for spec, reason in executor.unable().items():
         inputs.screen.note(f"the answers of {spec} will fail: {reason}")
-    before = records.header() if done else None
+    before = records.header() if records.holds_answers else None
     if plan.match:
         with Progress(inputs.screen, "recording", counted=True) as progress:
             header = completed_header(executor, plan, header, before, progress.step)

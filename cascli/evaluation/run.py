@@ -172,9 +172,9 @@ def check_folder(folder: Path) -> None:
         OSError: it cannot be created.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder}: is a file, but results need a folder; choose another -o")
+        raise UsageError(f"{folder}: is a file, but results need a folder; choose another -o")
     if (folder / FILE).exists():
-        raise UsageError(f"--output {folder}: already holds an evaluation; choose another -o")
+        raise UsageError(f"{folder}: already holds an evaluation; choose another -o")
     folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after hours
 
 

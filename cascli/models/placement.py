@@ -52,5 +52,5 @@ def choose_dtype(name: str, device: torch.device, *, may_round: bool = False, ov
             return "bfloat16"
         return "float32" if overflows else "float16"
     if name == "int8" and device.type != "cpu":
-        raise RunError("--dtype int8 runs on a CPU only; use bfloat16 on a GPU.")
+        raise RunError("int8 runs on a CPU only; use --dtype bfloat16 on a GPU.")
     return name

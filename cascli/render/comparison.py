@@ -31,18 +31,20 @@ Trace = Literal["text", "tokens", "none"]
 
 
 def print_comparison(
-    comparison: Comparison, screen: Screen, trace: Trace = "text", *, by_category: bool = False
+    comparison: Comparison, screen: Screen, trace: Trace = "text", *, by_category: bool = False, saved: bool = False
 ) -> None:
     """Print verdict, table and answers, and what explains their times."""
-    print_results(comparison, screen, trace, by_category=by_category)
+    print_results(comparison, screen, trace, by_category=by_category, saved=saved)
     print_explanation(comparison, screen)
 
 
-def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text", *, by_category: bool = False) -> None:
+def print_results(
+    comparison: Comparison, screen: Screen, trace: Trace = "text", *, by_category: bool = False, saved: bool = False
+) -> None:
     """Print what is known when the last answer is done: the verdict, the table, and the answers to the first prompts.
 
     `trace` shows the answers as text, token by token, or not at all. `by_category` adds a table of every prompt
-    category, and -v every figure.
+    category, and -v every figure. `saved` means that a file holds every answer, or will.
     """
     out, rows, groups = screen.out, comparison.summary, list(by_prompt(comparison.runs))
     outcome = verdict(rows, fancy=unicode_ok(out))
@@ -78,7 +80,7 @@ def print_results(comparison: Comparison, screen: Screen, trace: Trace = "text",
     ]
     _print(out, Text("\n".join(line for line in lines if line), style="dim"))
     if trace != "none":
-        _print_groups(groups, rows, screen, trace)
+        _print_groups(groups, rows, screen, trace, saved=saved)
 
 
 def _print_all_figures(comparison: Comparison, out: Console) -> None:
@@ -113,7 +115,7 @@ def _exits(rows: Sequence[Row], batch_size: int) -> Iterator[str]:
     yield from (exit_line(exit, batch_size) for exit in exits.values())
 
 
-def _print_groups(groups: list[list[Run]], rows: Sequence[Row], screen: Screen, trace: Trace) -> None:
+def _print_groups(groups: list[list[Run]], rows: Sequence[Row], screen: Screen, trace: Trace, *, saved: bool) -> None:
     """Print the answers to the first prompts, or with -v to all."""
     out = screen.out
     shown = groups if len(groups) <= TRACES_SHOWN or screen.verbose else groups[:1]
@@ -127,9 +129,8 @@ def _print_groups(groups: list[list[Run]], rows: Sequence[Row], screen: Screen, 
         _print(out, Text(""))
         _print(out, answers.legend_of(cells, out))
     if len(shown) < len(groups):
-        screen.note(
-            f"the answers to {len(groups) - len(shown)} more turns are not shown; -v shows all, -o FILE.json saves them"
-        )
+        how = "-v shows all" + ("" if saved else ", -o FILE.json saves them")
+        screen.note(f"the answers to {len(groups) - len(shown)} more turns are not shown; {how}")
 
 
 def _print_answers(group: list[Run], rows: Sequence[Row], out: Console, trace: Trace) -> None:

@@ -62,13 +62,15 @@ class Outputs:
     def deliver(self, writers: Writers, screen: Screen, *, streamed: bool = False) -> None:
         """Print and write; `streamed` means that `lines` has already written the lines, one by one."""
         done = "jsonl" if streamed else None
-        if self.printed not in (None, done):
-            _print(writers[self.printed]())
-        if self.file is not None:
-            if self.written != done:
-                content = writers[self.written]()
-                files.write(self.file, with_newline(content) if isinstance(content, str) else content)
-            screen.note(f"wrote {self.file}")
+        try:
+            if self.printed not in (None, done):
+                _print(writers[self.printed]())
+        finally:  # stdout may be on a full disk, and the file on another
+            if self.file is not None:
+                if self.written != done:
+                    content = writers[self.written]()
+                    files.write(self.file, with_newline(content) if isinstance(content, str) else content)
+                screen.note(f"wrote {self.file}")
 
     @contextmanager
     def lines(self) -> Iterator[Callable[[Run], None]]:
@@ -108,10 +110,11 @@ def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:
     """
     requested = settings.format
     if requested is not None and requested not in possible:
-        raise UsageError(f"--format {requested}: not available here. Known: {', '.join(sorted(possible))}")
+        raise UsageError(f"{settings.named('format')}: not available here. Known: {', '.join(sorted(possible))}")
     if settings.output in (None, "-"):
         if settings.json_output and requested not in (None, "json"):
-            raise UsageError(f"--json and --format {requested} both write to stdout; give one of them -o FILE.")
+            both = f"json ({settings.source('json_output')}) and {requested} ({settings.source('format')})"
+            raise UsageError(f"{both} both write to stdout; give one of them -o FILE.")
         result = Outputs(printed=requested or ("json" if settings.json_output else None))
     else:
         path = Path(settings.output or "")
@@ -119,7 +122,7 @@ def outputs(settings: Resolved, possible: Sequence[str]) -> Outputs:
         result = Outputs(
             "json" if settings.json_output else None, path, requested or _format_of(path, settings, possible)
         )
-        check_place(path)
+        check_place(path, named=settings.named("output"))
     _check_binary(result)
     return result
 
@@ -135,8 +138,8 @@ def _format_of(path: Path, settings: Resolved, possible: Sequence[str]) -> str:
         if settings.json_output:
             return "json"
         known = ", ".join(formats.named(sorted(possible)))
-        raise UsageError(f"--output {path}: no suffix; use one of {known}, or --format")
-    raise UsageError(f"--output {path}: " + unknown("suffix", suffix, formats.named(possible), cutoff=0.8))
+        raise UsageError(f"{settings.named('output')}: no suffix; use one of {known}, or --format")
+    raise UsageError(f"{settings.named('output')}: " + unknown("suffix", suffix, formats.named(possible), cutoff=0.8))
 
 
 def _check_binary(outputs: Outputs) -> None:
@@ -146,16 +149,16 @@ def _check_binary(outputs: Outputs) -> None:
         raise UsageError(f"{outputs.printed} is not for a terminal; use -o FILE.{outputs.printed} or a pipe.")
 
 
-def check_suffix(path: Path, allowed: Sequence[str], *, flag: str = "--output") -> None:
-    """Reject an output file of unknown kind before anything is computed.
+def check_suffix(path: Path, allowed: Sequence[str], *, named: str) -> None:
+    """Reject an output file of unknown kind before anything is computed; `named` is how errors refer to it.
 
     Raises:
         UsageError: the suffix is not one of `allowed`, or the folder does not exist.
     """
     if path.suffix not in allowed:
         # '.htm' is probably meant as '.html', but '.svg' is no misspelled '.csv'.
-        raise UsageError(f"{flag} {path}: " + unknown("suffix", path.suffix, allowed, cutoff=0.8))
-    check_place(path, flag=flag)
+        raise UsageError(f"{named}: " + unknown("suffix", path.suffix, allowed, cutoff=0.8))
+    check_place(path, named=named)
 
 
 def _check_not_read(path: Path, settings: Resolved) -> None:
@@ -166,11 +169,11 @@ def _check_not_read(path: Path, settings: Resolved) -> None:
     """
     name = settings.prompts
     if name and path.is_file() and Path(name).is_file() and path.samefile(name):
-        raise UsageError(f"--output {path}: is the --prompts file; give the result another name.")
+        raise UsageError(f"{settings.named('output')}: is the file of prompts; give the result another name.")
 
 
-def check_place(path: Path, *, flag: str = "--output") -> None:
-    """Reject a path that cannot be written.
+def check_place(path: Path, *, named: str) -> None:
+    """Reject a path that cannot be written; `named` is how errors refer to it.
 
     Raises:
         UsageError: the folder does not exist, the path is a folder, a link points to itself, or it cannot be written.
@@ -178,13 +181,13 @@ def check_place(path: Path, *, flag: str = "--output") -> None:
     try:
         real = files.behind_links(path)
     except UsageError as error:
-        raise UsageError(f"{flag} {error}") from None
+        raise UsageError(f"{named}: {str(error).removeprefix(f'{path}: ')}") from None
     if not real.parent.is_dir():
-        raise UsageError(f"{flag} {path}: no such folder: {real.parent if path.is_symlink() else path.parent}")
+        raise UsageError(f"{named}: no such folder: {real.parent if path.is_symlink() else path.parent}")
     if real.is_dir():
-        raise UsageError(f"{flag} {path}: is a folder")
+        raise UsageError(f"{named}: is a folder")
     if not os.access(real if real.exists() else real.parent, os.W_OK):
-        raise UsageError(f"{flag} {path}: cannot be written")
+        raise UsageError(f"{named}: cannot be written")
 
 
 def _print(text: str | bytes) -> None:

@@ -16,6 +16,8 @@ ADVICE = ("json", "txt")
 SWEEP = ("json", "csv", "parquet", "txt", "html", "svg", "png", "pdf", PROFILE)
 ANY = (*COMPARISON, "png", "pdf")
 """The formats that some document can be written in."""
+ALL_ANSWERS = ("json", "jsonl", "html")
+"""Formats of a comparison that hold every answer."""
 BINARY = ("parquet", "png", "pdf")
 """Formats that are not printed on a terminal."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cascli.errors import UsageError
+from cascli.errors import UsageError, located
 from cascli.prompts import read_prompts
 from cascli.settings import Settings
 from cascli.strategies import load, parse
@@ -20,8 +20,16 @@ KEYS = {"strategy": "strategies", "temperature": "temperatures", "seed": "seeds"
 """Common options that override a key of the sweep file, and that key."""
 
 
-def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) -> SweepPlan:
+def overridden(
+    plan: SweepPlan, given: Settings, batch_size: int | None = None, elsewhere: Mapping[str, str] | None = None
+) -> SweepPlan:
     """Return the plan with the given values in place of those in its file.
+
+    Args:
+        plan: the plan as it was read.
+        given: the settings that override it.
+        batch_size: overrides the plan's; None keeps it.
+        elsewhere: where settings were given that are not on the command line; errors about them start with it.
 
     Raises:
         UsageError: an unknown strategy, a batch size below 1, prompts that cannot be read, or read again (a pipe), or a
@@ -31,7 +39,7 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
         if batch_size < 1:
             raise UsageError(f"batch_size: expected 1 or more (got {batch_size})")
         plan = plan.model_copy(update={"batch_size": batch_size})
-    values = given.given()
+    values, where = given.given(), elsewhere or {}
     changed = {KEYS[key]: value for key, value in values.items() if key in KEYS}
     for key in ("temperatures", "seeds"):
         if key in changed:
@@ -40,14 +48,19 @@ def overridden(plan: SweepPlan, given: Settings, batch_size: int | None = None) 
         named = plan.named_temperatures()
         if named:  # nothing says which of them run at a new temperature
             known, new = (" and ".join(f"{each:g}" for each in some) for some in (named, changed["temperatures"]))
-            raise UsageError(f"strategies of this sweep are for temperature {known}; choose those for {new} with -s")
+            with located(where.get("temperature", "")):
+                raise UsageError(
+                    f"strategies of this sweep are for temperature {known}; choose those for {new} with -s"
+                )
     if given.prompts is not None:
-        changed["task"] = _with_prompts(given.prompts, plan.task)
+        with located(where.get("prompts", "")):
+            changed["task"] = _with_prompts(given.prompts, plan.task)
     plan = plan.model_copy(update=changed)
     if given.num_speculative_tokens is not None:
         plan = _with_length(plan, given.num_speculative_tokens)
     if "strategies" in changed:
-        plan.specs()
+        with located(where.get("strategy", "")):
+            plan.specs()
     return plan
 
 
@@ -55,7 +68,7 @@ def _with_prompts(prompts: str, task: TaskConfig) -> TaskConfig:
     """Return a task with other prompts; it keeps its metric unless that belongs to one kind of task."""
     if prompts == "-":
         raise UsageError(
-            "--prompts -: a sweep reads its prompts again when it resumes, which a pipe cannot do; give a file."
+            "a sweep reads its prompts again when it resumes, which a pipe cannot do; give a file of prompts, not -."
         )
     metric = None if task.metric in TASK_BY_METRIC else task.metric
     if prompts == "builtin" or prompts in SETS:

@@ -257,7 +257,7 @@ class Records:
 
     @property
     def holds_answers(self) -> bool:
-        """Whether the folder holds any answers, packed or not."""
+        """Whether the folder holds any answers, packed or not, even if all of them failed."""
         return (self.file.exists() and self.file.stat().st_size > 0) or self._packed.exists()
 
     @property

@@ -172,7 +172,8 @@ def sweep(
         if pair is None:
             pair = load_pair(config, device=plan.chosen_device, dtype=plan.chosen_dtype, offline=offline)
         worker = Worker(pair, plan, task)
-        header = completed_header(worker, plan, header, records.header() if done else None, on_progress or bars)
+        previous = records.header() if records.holds_answers else None
+        header = completed_header(worker, plan, header, previous, on_progress or bars)
         records.begin(header)
         full_plan = with_strategies(plan, header.added())
         carry_out(worker, full_plan, task, records, done, on_progress or bars)

@@ -53,9 +53,7 @@ class Compiled:
             with torch._dynamo.config.patch(recompile_limit=_MOST_VERSIONS):
                 logits = (self._one if ids.shape[0] == 1 else self._many)(ids, rows)
         except TorchDynamoException as error:
-            raise RunError(
-                f"torch.compile cannot compile the model: {first_line(error)}\nLeave out --compile."
-            ) from None
+            raise RunError(f"torch.compile cannot compile the model: {first_line(error)}\nUse --no-compile.") from None
         if call not in self._seen:
             self._seen.add(call)
             self.seconds += time.perf_counter() - start
