@@ -413,13 +413,13 @@ def test_the_output_may_not_be_the_input_file(cli, tmp_path: Path) -> None:
     flags = ("-c", "tiny-random", "--prompts", str(asked), "--max-new-tokens", "2", "-o", str(asked))
     for command in (("generate",), ("compare", "-s", "target", "--format", "jsonl")):
         found = cli(*command, *flags)
-        assert found.exit_code == 2 and "is the --prompts file" in found.stderr
+        assert found.exit_code == 2 and "is the file of prompts" in found.stderr
         assert asked.read_bytes() == held
     (tmp_path / "other.jsonl").symlink_to(asked)
     (tmp_path / "sub").mkdir()
     for same in (tmp_path / "other.jsonl", tmp_path / "sub" / ".." / "asked.jsonl"):  # under any name
         found = cli("generate", *flags[:-1], str(same))
-        assert found.exit_code == 2 and "is the --prompts file" in found.stderr
+        assert found.exit_code == 2 and "is the file of prompts" in found.stderr
         assert asked.read_bytes() == held
 
 
@@ -524,6 +524,21 @@ def test_the_file_is_written_though_stdout_cannot_be(tmp_path: Path) -> None:
     found = closed(f"generate hi -c tiny-random --max-new-tokens 2 --json -o {file} > /dev/full")
     assert found.returncode == 3 and "no space left" in found.stderr
     assert Run.from_json(file.read_text()).token_ids
+
+
+def test_a_comparison_is_written_though_its_table_cannot_be_printed(tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+    asked = "compare hi -c tiny-random -s target -s speculative --max-new-tokens 2 --no-measure"
+    found = closed(f"{asked} -o {file} > /dev/full")
+    assert found.returncode == 3 and "no space left" in found.stderr
+    assert len(json.loads(file.read_text())["runs"]) == 2
+
+
+@pytest.mark.parametrize("prompt", ["-5 + 3 = ?", "--what is this"])
+def test_prompts_that_begin_with_a_dash_are_explained(prompt: str) -> None:
+    found = closed(f"generate '{prompt}'")
+    assert found.returncode == 2 and "goes after --" in found.stderr
+    assert "goes after" not in closed("generate --what").stderr
 
 
 def test_interrupted_imports_exit_130_too(tmp_path: Path) -> None:

@@ -191,5 +191,12 @@ def run() -> int:
         else:
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else "cascli"
-            complain(f"{message()}\nSee {path} --help.")
+            complain(f"{message()}{_dash_hint(error)}\nSee {path} --help.")
         return USAGE
+
+
+def _dash_hint(error: Exception) -> str:
+    """A line on prompts such as `-5 + 3`, whose first word was taken for an option."""
+    option = getattr(error, "option_name", None)
+    text = option is not None and any(word.startswith(option) and " " in word.strip() for word in sys.argv[1:])
+    return "\nText that begins with - goes after --, as in: cascli generate -- '-5 + 3'" if text else ""

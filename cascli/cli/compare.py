@@ -160,11 +160,17 @@ def command(
     repeats = Repeats(pair, prompts, strategies, plan.settings, matching=matched, **how)
     how = {"trace": trace.value, "by_category": by is not None, "measure": measure}
     saved = outputs.written in formats.ALL_ANSWERS
-    comparison, ended_by = run_and_show(plan.screen, repeats, **how, as_json=outputs.printed is not None, saved=saved)
-    comparison = common.with_command(comparison)
-    if outputs.printed is None:
-        print_explanation(comparison, plan.screen)
-    _note_cuts(comparison, plan.screen)
+    printed = outputs.printed is not None
+    try:
+        comparison, ended_by = run_and_show(plan.screen, repeats, **how, as_json=printed, saved=saved)
+        comparison = common.with_command(comparison)
+        if not printed:
+            print_explanation(comparison, plan.screen)
+        _note_cuts(comparison, plan.screen)
+    except OSError:  # stdout may be on a full disk, and the file on another
+        if repeats.all_runs:
+            outputs.deliver(export.of_comparison(common.with_command(repeats.comparison())), plan.screen)
+        raise
     outputs.deliver(export.of_comparison(comparison), plan.screen)
     plan.note_captures(pair)
     if comparison.profile is not None and comparison.profile.batch_size == 1:

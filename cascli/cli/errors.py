@@ -77,7 +77,8 @@ def os_message(error: OSError) -> str:
     """One line about a failing file, folder or disk."""
     if error.errno == errno.ENOSPC:
         return f"no space left on the disk while writing {error.filename or 'a file'}; free some and try again."
-    return f"{error.filename or 'file'}: {error.strerror or error}"
+    what = error.strerror or str(error)
+    return f"{error.filename}: {what}" if error.filename else what
 
 
 def _runtime_message(error: Exception) -> str:
