@@ -6,7 +6,7 @@ PROMPT := Who is Buzz Aldrin?
 PYTEST_FLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench bench-gpu bench-gpu-compiled test fuzz test-oldest test-quick quality format schema docs clean
+.PHONY: help install demo bench bench-gpu bench-gpu-compiled test fuzz test-oldest test-newest test-quick quality format schema docs clean
 
 help: ## Show what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -46,6 +46,11 @@ test-oldest: ## Run the whole test suite on the oldest supported torch and trans
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
 	.venv-oldest/bin/python -m pytest $(PYTEST_FLAGS)
 
+test-newest: ## Run the whole test suite on what a plain `pip install` takes today (downloads gigabytes)
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	.venv-newest/bin/python -m pytest $(PYTEST_FLAGS)
+
 test-quick: install ## Run the fast tests that need no weights
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not slow and not weights"
 
@@ -75,4 +80,4 @@ schema: install ## Write the JSON Schemas of pair and sweep files
 	$(BIN)/python -m tests.schema
 
 clean: ## Remove the virtual environment and tool caches (weights stay in the user's cache)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
+	rm -rf $(VENV) .venv-newest .venv-oldest .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from cascli.analysis import theory
@@ -237,9 +238,13 @@ class _Gains:
             for drafted, count in (self._blocks or {k: 1}).items():
                 rounds[min(drafted, k)] += count
             return rounds
+        starts = theory.starts(a, k, max(n for n, _ in self._answers))
+        until = list(accumulate(starts, initial=0.0))
         for (n, at_limit), count in self._answers.items():
-            for left, chance in zip(range(n, 0, -1), theory.starts(a, k, n), strict=True):
-                rounds[min(k, left - 1) if at_limit else k] += count * chance
+            short = min(k, n) if at_limit else 0
+            rounds[k] += count * until[n - short]
+            for left in range(1, short + 1):
+                rounds[left - 1] += count * starts[n - left]
         return rounds
 
     def _mean(self, value: Callable[[int], float], k: int, a: float | None) -> float:
