@@ -203,9 +203,40 @@ def test_a_failing_part_does_not_affect_the_others(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gpu_pair.Measurement, "_beside", fail)
     monkeypatch.setattr(gpu_pair.Measurement, "_work", fail)
     found = gpu_pair.Measurement(tiny_ask(until=math.inf), lambda _: None).all()
-    assert found["failed"]["transformers"] == "TypeError: transformers has changed"
+    first, *more = found["failed"]["transformers"].splitlines()
+    assert first == "TypeError: transformers has changed" and any("in fail" in line for line in more)
     assert len(found["speculation"]) == 3 and found["transformers"] is None
     assert f"{found['name']}: transformers failed: TypeError: transformers has changed" in gpu_table.notes_of(found)
+
+
+def test_steps_that_fail_do_not_affect_other_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs then measure the steps that they need; only what the steps alone tell is missing."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
+
+    monkeypatch.setattr(gpu_pair, "bench", fail)
+    monkeypatch.setattr(gpu_pair.Measurement, "_work", lambda *_: None)
+    found = gpu_pair.Measurement(tiny_ask(until=math.inf), lambda _: None).all()
+    assert list(found["failed"]) == ["steps"] and "in _measure_steps" in found["failed"]["steps"]
+    assert len(found["speculation"]) == 3 and found["transformers"] and "profiles" not in found
+    assert gpu_table.line_of(found)[:2] == [found["name"], "failed"]
+    [note] = gpu_table.notes_of(found)
+    assert note.endswith("steps failed: RuntimeError: CUDA error: operation not permitted when stream is capturing")
+
+
+def test_the_table_says_which_models_ran_without_graphs_or_fused_steps() -> None:
+    row = {
+        "name": "a with b",
+        "compiled": False,
+        "profiles": [],
+        "why_eager": {"draft": None, "target": "it is spread"},
+    }
+    row |= {"why_unfused": {"draft": "its activation", "target": None}}
+    assert gpu_table.notes_of(row) == [
+        "a with b: the target is not captured: it is spread",
+        "a with b: the draft uses its own layers: its activation",
+    ]
 
 
 def rows_of(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> list[dict]:
