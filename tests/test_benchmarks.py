@@ -3,7 +3,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
+import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,6 +263,74 @@ def test_a_process_that_dies_keeps_its_partial_results(tmp_path: Path, monkeypat
     assert found["device"] == "H" and "Abort" in found["error"]
 
 
+def test_parts_are_written_while_a_row_is_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The machine may be taken away in the middle of a row."""
+    script = f"""
+import json, pathlib, sys, time
+result, out = pathlib.Path(sys.argv[1]), pathlib.Path({str(tmp_path / "gpu.json")!r})
+new = result.with_suffix(".new")
+new.write_text(json.dumps({{"device": "H", "steps": 1.5}}))
+new.replace(result)
+while not (rows := json.loads(out.read_text())["pairs"]):
+    time.sleep(0.05)
+new.write_text(json.dumps({{"device": "H", "steps": 1.5, "seen": rows}}))
+new.replace(result)
+"""
+    [found] = rows_of(script, tmp_path, monkeypatch, "--pairs", "0")
+    [seen] = found["seen"]
+    assert seen["device"] == "H" and seen["steps"] == 1.5 and seen["error"] == gpu_job.UNFINISHED
+    assert seen["name"] == found["name"] and "error" not in found
+    printed = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [each for each in printed if "steps" in each] == [printed[0]]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_job, "run", lambda *_: pytest.fail("this takes minutes"))
+    with pytest.raises(FileNotFoundError):
+        gpu.main(["--device", "cpu", "--no-tests", "-o", str(tmp_path / "no folder" / "gpu.json")])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_that_is_cut_off_leaves_its_results_and_no_process(tmp_path: Path) -> None:
+    """As after `timeout`: what was measured is in the file and in the last line, and nothing holds the GPU."""
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", *TINY, "--repeats", "9999", "--pairs", "0", "1", "--no-tests"]
+    end = time.monotonic() + 60
+    with subprocess.Popen([*command, "-o", out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        while (not out.exists() or not json.loads(out.read_text())["pairs"]) and time.monotonic() < end:
+            time.sleep(0.2)
+        [child] = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        run.send_signal(signal.SIGTERM)
+        said, _ = run.communicate()
+    assert run.returncode == 128 + signal.SIGTERM and not Path(f"/proc/{child}").exists()
+    document = json.loads(out.read_text())
+    [row] = document["pairs"]
+    assert row["error"] == gpu_job.UNFINISHED and row["load_seconds"] > 0 and document["versions"]["torch"]
+    assert json.loads(said.splitlines()[-1]) == document
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux can tie a process to its parent")
+def test_a_row_ends_with_the_process_that_wanted_it(tmp_path: Path) -> None:
+    """Even if that one is killed: as the row is in a session of its own, nobody else would end it."""
+    script = f"""
+import os, pathlib, signal
+from benchmarks.subprocess_runner import Subprocess
+child = Subprocess(["-c", "import time; time.sleep(99)"], pathlib.Path({str(tmp_path / "output")!r}))
+print(child._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    child, end = Path(f"/proc/{int(done.stdout)}"), time.monotonic() + 9
+    while child.exists() and "(zombie)" not in (child / "status").read_text() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not child.exists() or "(zombie)" in (child / "status").read_text()
+
+
 def test_a_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_job, "_LEAST", 0.0)
     monkeypatch.setattr(
@@ -283,7 +354,7 @@ def test_compiled_rows_are_put_off_if_they_would_displace_others(monkeypatch: py
     assert sum(job.seconds for job in jobs if not job.ask.compiled) <= 400
     now, limits = 0.0, []
 
-    def run(job: gpu_job.Job, limit: float) -> dict:
+    def run(job: gpu_job.Job, limit: float, _: gpu_job.Seen) -> dict:
         nonlocal now
         now += min(job.seconds, limit)
         limits.append(limit)
