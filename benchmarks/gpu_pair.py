@@ -113,13 +113,14 @@ class Measurement:
             self._part("transformers", self._beside)
         for acceptance, other in zip(ACCEPTANCES[1:], others, strict=True):
             self._part(f"speculation at {acceptance}", other)
-        for strategy in ("target", f"speculative:k={self._ask.k}"):
-            self._part(f"work of {strategy}", partial(self._work, strategy))
         if self._ask.compiled:  # compare compiled with compiled
             self._part("transformers with a static cache", self._beside_static)
         models = [getattr(self.pair, role).model for role in ROLES]
         if not self._ask.compiled and all(model.config._name_or_path for model in models):
             self._part("answers", self._answers)
+        # Last, as nothing can be timed after it: CUPTI stays attached to graphs and slows them, or it may hang.
+        for strategy in ("target", f"speculative:k={self._ask.k}"):
+            self._part(f"work of {strategy}", partial(self._work, strategy))
         return self.found
 
     def _part(self, name: str, measure: Callable[[], None]) -> None:

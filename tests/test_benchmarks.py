@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,7 +188,9 @@ def test_a_late_row_lists_what_it_left_out(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_compiled_row_is_compared_with_what_transformers_compiles() -> None:
     ask = dataclasses.replace(tiny_ask(until=0.0), compiled=True)
     measured = gpu_pair.Measurement(ask, lambda _: None)
-    assert measured.all()["left_out"][-1] == "transformers with a static cache"
+    *_, static, target, speculative = measured.all()["left_out"]
+    assert static == "transformers with a static cache"
+    assert (target, speculative) == ("work of target", "work of speculative:k=4")  # nothing is timed after the profiler
     assert "transformers" not in measured.found["left_out"]
     measured._beside_static()
     found = measured.found | {"speculation": [{"chosen_acceptance": 0.8, **dict.fromkeys(RATES, 2.0)}]}
@@ -444,6 +447,18 @@ def test_kernels_and_copies_are_counted_on_the_device() -> None:
     names = ["gemv", "rotate", "Memcpy DtoH (Device -> Pinned)", "Memcpy HtoD (Pageable -> Device)", "Memset (Device)"]
     events = [*map(event, names), event("Memcpy DtoD (Device -> Device)"), event("cudaLaunchKernel", DeviceType.CPU)]
     assert gpu_work.count(events) == {"kernels": 2, "to_host": 1, "from_host": 1}
+
+
+def test_a_profiler_that_sees_no_graph_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUPTI does not always see the kernels of graphs; zero would be taken for a count."""
+    pair = SimpleNamespace(device=torch.device("cuda"))
+    counts = iter(
+        [Counter(rounds=4), Counter(rounds=36), Counter(rounds=4, kernels=40), Counter(rounds=36, kernels=360)]
+    )
+    monkeypatch.setattr(gpu_work, "_counted", lambda *_: next(counts))
+    with pytest.raises(RuntimeError, match="saw 0 and 0 kernels"):
+        gpu_work.work_of(pair, "target", [1])
+    assert gpu_work.work_of(pair, "target", [1]) == {"rounds": 32, "kernels": 10, "to_host": 0, "from_host": 0}
 
 
 @pytest.mark.slow
