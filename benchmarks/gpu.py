@@ -3,8 +3,9 @@
 For each pair: step times, c compared with the ratio of bytes, v, share of the memory bandwidth, speculation at chosen
 acceptance rates compared with theory, and transformers on the same weights. transformers has no setting for how many
 drafts to accept, so its assisted generation is timed per round, and its speed at an acceptance rate is computed from
-the tokens per round at that rate. Each row (a pair with plain or compiled steps) is measured in its own process, and
-the file is written after each row. No network is needed. The last line is one JSON document.
+the tokens per round at that rate. Each row (a pair with plain or compiled steps) is measured in its own process. The
+file is written after each part of a row, and stderr has its figures, so that a run that is cut off leaves what it has
+measured; on SIGTERM it ends as if the time were up. No network is needed. The last line is one JSON document.
 
 Time budget in seconds, on an H100: 520 in all, which leaves 20 of nine minutes for Python to start and end.
 - 400 for rows. The plain rows take about 315 of them: 55, 45, 65, 75, 75. In each, 10 to 15 go to starting and loading,
@@ -25,9 +26,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +71,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     tests = parser.add_mutually_exclusive_group()
     tests.add_argument("--no-tests", action="store_true", help="measure pairs alone")
     tests.add_argument("--tests-only", action="store_true", help="run the GPU tests alone")
-    parser.add_argument("-o", "--output", type=Path, help="also write the JSON document here, row by row")
+    parser.add_argument("-o", "--output", type=Path, help="also write the JSON document here, part by part")
     parser.add_argument(
         "--add", action="store_true", help="to the rows and tests that the file has, not in their place"
     )
@@ -87,13 +90,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         document |= _before(options.output)
     jobs = [] if options.tests_only else planned(options)
     kept = 0.0 if options.no_tests else options.test_seconds
-    waiting = measure(jobs, end - kept, document, options.output, put_off=True)
-    if not options.no_tests:
-        document["tests"] = run_tests(groups(), min(options.test_seconds, end - time.monotonic()))
-        _write(document, options.output)
-    measure(waiting, end, document, options.output, put_off=False)
-    show(document)
-    print(json.dumps(document))
+    _write(document, options.output)  # a file that cannot be written is an error now, not after the first row
+    try:
+        waiting = measure(jobs, end - kept, document, options.output, put_off=True)
+        if not options.no_tests:
+            document["tests"] = run_tests(groups(), min(options.test_seconds, end - time.monotonic()))
+            _write(document, options.output)
+        measure(waiting, end, document, options.output, put_off=False)
+    finally:
+        show(document)
+        print(json.dumps(document), flush=True)
 
 
 def purposes(options: argparse.Namespace) -> list[str]:
@@ -163,25 +169,39 @@ def measure(
             continue
         if job.ask.compiled:  # a compiled row leaves other compiled rows their expected time too
             others = sum(each.seconds for each in rest)
-        found = gpu_job.run(job, min(left, max(job.seconds, left - others)))
-        document["pairs"] = in_order([*document["pairs"], found])
-        document["device"] = found.get("device", document["device"])
-        print(json.dumps(found), file=sys.stderr)
-        _write(document, output)
+        add = partial(_add, document, output)
+        add(gpu_job.run(job, min(left, max(job.seconds, left - others)), add))
     return waiting
+
+
+def _add(document: dict[str, Any], output: Path | None, found: dict[str, Any]) -> None:
+    """Add a row, or replace it, in the document and its file; print the fields that are new."""
+    row: dict[str, Any] = next((each for each in document["pairs"] if _key(each) == _key(found)), {})
+    document["pairs"] = in_order([*document["pairs"], found])
+    document["device"] = found.get("device", document["device"])
+    new = {key: value for key, value in found.items() if key in ("name", "compiled") or row.get(key) != value}
+    print(json.dumps(new), file=sys.stderr, flush=True)
+    _write(document, output)
 
 
 def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows with each pair's next to each other, compiled last; the latest if a row is repeated."""
-    latest = {(row["name"], row["compiled"]): row for row in rows}
+    latest = {_key(row): row for row in rows}
     names = list(dict.fromkeys(row["name"] for row in rows))
     return [latest[key] for name in names for key in ((name, False), (name, True)) if key in latest]
 
 
+def _key(row: dict[str, Any]) -> tuple[str, bool]:
+    return row["name"], row["compiled"]
+
+
 def _write(document: dict[str, Any], output: Path | None) -> None:
     if output:
-        output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        new = output.with_name(output.name + ".new")
+        new.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        new.replace(output)  # atomic: a run that is killed here leaves the file as it was
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the processes of rows and tests too
     main()

@@ -2,7 +2,7 @@
 
 After a failed capture or an illegal memory access nothing works in a CUDA context any more, so each row is measured in
 its own process (`benchmarks.gpu_pair`). The process saves its entry after every part, so a row that fails or is killed
-keeps its results so far.
+keeps its results so far; and they are passed on at once, in case this process is killed too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,12 @@ _LEAST = 20.0
 """Seconds below which no row is started: importing and loading alone take most of them."""
 _MARGIN = 15.0
 """Seconds at the end of a row's limit in which no further part is started."""
+_LOOKING = 0.2
+"""Seconds between two looks at the process and its entry."""
 OUT_OF_TIME = "out of time"
+UNFINISHED = "not finished when this was written"
+Seen = Callable[[dict[str, Any]], None]
+"""Called with the entry of a running row whenever a part is done."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Job:
         return 0.6 * self.seconds if self.ask.compiled else _LEAST
 
 
-def run(job: Job, limit: float) -> dict[str, Any]:
+def run(job: Job, limit: float, seen: Seen = lambda _: None) -> dict[str, Any]:
     """Measure a row in at most `limit` seconds and return its entry, whatever happens to its process."""
     about = {"name": job.ask.name, "compiled": job.ask.compiled}
     if limit < job.least:
@@ -78,10 +84,12 @@ def run(job: Job, limit: float) -> dict[str, Any]:
         request, result, output = (Path(folder) / name for name in ("request.json", "result.json", "output.txt"))
         soft = limit - min(_MARGIN, limit / 4)
         Ask(**{**asdict(job.ask), "until": time.time() + soft}).save(request)
-        code = Subprocess(command(request, result), output).wait(limit)
-        said = tail(output)
-        print(said, file=sys.stderr)
-        found = {**about, **(json.loads(result.read_text(encoding="utf-8")) if result.exists() else {})}
+        code = _wait(
+            Subprocess(command(request, result), output), limit, result, lambda entry: seen({**about, **entry})
+        )
+        print(tail(output), file=sys.stderr)
+        said = tail(output, lines=80, characters=6000)
+        found = {**about, **_entry(result)}
     found["wall_seconds"] = time.monotonic() - start
     if code is None and "profiles" not in found:
         found["skipped"] = OUT_OF_TIME
@@ -89,6 +97,26 @@ def run(job: Job, limit: float) -> dict[str, Any]:
         found["error"] = f"killed after {limit:.0f} s\n{said}"
     elif code != 0:
         found["error"] = said or f"exit code {code}"
+    return found
+
+
+def _wait(child: Subprocess, limit: float, result: Path, seen: Seen) -> int | None:
+    """Return the exit code, None if the process was killed after `limit` seconds; pass on each new entry."""
+    end, known = time.monotonic() + limit, dict[str, Any]()
+    try:
+        while (code := child.poll()) is None and time.monotonic() < end:
+            time.sleep(_LOOKING)
+            if (entry := _entry(result)) != known:
+                known = entry
+                seen({**entry, "error": UNFINISHED})
+        return code
+    finally:
+        child.kill()
+
+
+def _entry(result: Path) -> dict[str, Any]:
+    """Return what the process has saved so far."""
+    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
     return found
 
 

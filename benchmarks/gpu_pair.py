@@ -1,14 +1,18 @@
 """A row of `benchmarks.gpu`, in its own process: `python -m benchmarks.gpu_pair REQUEST.json RESULT.json`.
 
 The most informative parts come first, and the entry is saved after each. When the time is up the rest is left out; when
-a part fails the others still run.
+a part fails the others still run, and the entry has its traceback. Where the process is shortly after the time is up is
+printed, as it may be killed there.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import math
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +25,7 @@ from benchmarks.gpu_job import Ask
 from benchmarks.gpu_work import work_of
 from benchmarks.memory import process_peak
 from benchmarks.transformers_baseline import static_cache_baseline, transformers_baseline
-from cascli import Pair, load_pair
+from cascli import Pair, kernels, load_pair
 from cascli.analysis import theory
 from cascli.analysis.bench import Bench, SyntheticRuns
 from cascli.analysis.profile import Profile
@@ -38,6 +42,10 @@ HEAVY = 10e9
 """Bytes of target weights above which steps are slow and their times steady, so that fewer are measured."""
 _FEW_REPEATS, _FEW_TOKENS = 3, 64
 _ASSISTED_TOKENS = 32
+_TRACEBACK = 4000
+"""Characters of a failed part's traceback that are kept, from its end."""
+_OVERDUE = 3.0
+"""Seconds after the time is up when a part that is still running prints where it is."""
 ROLES = ("draft", "target")
 
 Save = Callable[[dict[str, Any]], None]
@@ -52,7 +60,11 @@ def main(argv: list[str] | None = None) -> None:
         new.write_text(json.dumps(found), encoding="utf-8")
         new.replace(result)  # atomic: if the process is killed here, the previous entry remains
 
-    Measurement(Ask.read(request), save).all()
+    ask = Ask.read(request)
+    if math.isfinite(ask.until):
+        faulthandler.dump_traceback_later(max(ask.until - time.time(), 0.0) + _OVERDUE)
+    Measurement(ask, save).all()
+    faulthandler.cancel_dump_traceback_later()
 
 
 class Measurement:
@@ -68,15 +80,19 @@ class Measurement:
         self.heavy = (self.pair.target.info.weight_bytes or 0) > HEAVY
         self.repeats = min(ask.repeats, _FEW_REPEATS) if self.heavy else ask.repeats
         self.tokens = min(ask.tokens, _FEW_TOKENS) if self.heavy else ask.tokens
+        self.steps: Profile | None = None
+        """Step times near the context of the synthetic runs; None if they could not be measured."""
         self.found: dict[str, Any] = {
             "name": self.pair.name,
             "compiled": ask.compiled,
             "device": _name(self.pair.device),
+            "gpu": _gpu(self.pair.device),
             "dtype": ask.dtype,
             "repeats": self.repeats,
             "tokens": self.tokens,
             "load_seconds": self.seconds["loading"],
             "why_eager": {role: getattr(self.pair, role).eager_because for role in ROLES},
+            "why_unfused": {role: getattr(self.pair, role).unfused_because for role in ROLES},
             "vocabulary": self.pair.vocab,
             "weight_bytes": {role: getattr(self.pair, role).info.weight_bytes for role in ROLES},
             "speculation": [],
@@ -89,21 +105,22 @@ class Measurement:
         self._keep()
 
     def all(self) -> dict[str, Any]:
-        """Measure everything that there is time for. Steps must not fail; other parts may."""
-        steps = self._timed("steps", self._measure_steps)
-        first, *others = (partial(self._speculate, acceptance, steps) for acceptance in ACCEPTANCES)
+        """Measure the steps, and then everything that there is time for."""
+        self._attempt("steps", self._measure_steps)
+        first, *others = (partial(self._speculate, acceptance) for acceptance in ACCEPTANCES)
         self._part(f"speculation at {ACCEPTANCES[0]}", first)
         if not self._ask.compiled:  # transformers' models are not compiled: they belong to the pair's plain row
             self._part("transformers", self._beside)
         for acceptance, other in zip(ACCEPTANCES[1:], others, strict=True):
             self._part(f"speculation at {acceptance}", other)
-        for strategy in ("target", f"speculative:k={self._ask.k}"):
-            self._part(f"work of {strategy}", partial(self._work, strategy))
         if self._ask.compiled:  # compare compiled with compiled
             self._part("transformers with a static cache", self._beside_static)
         models = [getattr(self.pair, role).model for role in ROLES]
         if not self._ask.compiled and all(model.config._name_or_path for model in models):
             self._part("answers", self._answers)
+        # Last, as nothing can be timed after it: CUPTI stays attached to graphs and slows them, or it may hang.
+        for strategy in ("target", f"speculative:k={self._ask.k}"):
+            self._part(f"work of {strategy}", partial(self._work, strategy))
         return self.found
 
     def _part(self, name: str, measure: Callable[[], None]) -> None:
@@ -111,18 +128,17 @@ class Measurement:
             self.found["left_out"].append(name)
             self._keep()
             return
-        try:
-            self._timed(name, measure)
-        except Exception as error:  # no failure of one part may affect the others
-            self.found["failed"][name] = f"{type(error).__name__}: {error}"[:2000]
-            self._keep()
+        self._attempt(name, measure)
 
-    def _timed(self, name: str, measure: Callable[[], Any]) -> Any:
+    def _attempt(self, name: str, measure: Callable[[], None]) -> None:
         start = time.perf_counter()
-        result = measure()
+        try:
+            measure()
+        except Exception as error:  # no failure of one part may affect the others
+            said = f"{type(error).__name__}: {error}"[:2000]
+            self.found["failed"][name] = f"{said}\n{traceback.format_exc()[-_TRACEBACK:]}"
         self.seconds[name] = time.perf_counter() - start
         self._keep()
-        return result
 
     def _late(self) -> bool:
         return time.time() > self._ask.until
@@ -135,7 +151,7 @@ class Measurement:
         }
         self._save(self.found)
 
-    def _measure_steps(self) -> Profile:
+    def _measure_steps(self) -> None:
         """Time the steps once; the profile of the nearest context is also used for synthetic runs."""
         blocks = blocks_for([self._ask.k], self.pair.context)
         found = bench(self.pair, contexts=self._ask.contexts, blocks=blocks, repeats=self.repeats)
@@ -145,11 +161,11 @@ class Measurement:
             "ratio_of_bytes": found.ratio_of_bytes,
             "profiles": [_of_profile(found, at) for at in found.profiles],
         }
-        return min(found.profiles, key=lambda at: abs(at.context - synthetic_context(self.tokens)))
+        self.steps = min(found.profiles, key=lambda at: abs(at.context - synthetic_context(self.tokens)))
 
-    def _speculate(self, acceptance: float, steps: Profile) -> None:
+    def _speculate(self, acceptance: float) -> None:
         ks = (self._ask.k,)
-        found = synthetic_runs(self.pair, acceptance, ks=ks, tokens=self.tokens, repeats=self.repeats, steps=steps)
+        found = synthetic_runs(self.pair, acceptance, ks=ks, tokens=self.tokens, repeats=self.repeats, steps=self.steps)
         self.found["speculation"].append(_of_replay(found))
         self.found["speculation"].sort(key=lambda each: each["chosen_acceptance"])
         self._compare()
@@ -240,6 +256,22 @@ def _graphs_of(runner: object) -> dict[str, float] | None:
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _gpu(device: torch.device) -> dict[str, Any] | None:
+    """Return what figures depend on besides the device's name; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    about = torch.cuda.get_device_properties(device)
+    return {
+        "capability": [about.major, about.minor],
+        "multiprocessors": about.multi_processor_count,
+        "memory_bytes": about.total_memory,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton_serves": kernels.serve(device),
+    }
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ def notes_of(pair: dict[str, Any]) -> list[str]:
     name = name_of(pair)
     lines = [f"{name}: no time was left for {', '.join(pair['left_out'])}"] if pair.get("left_out") else []
     lines += [f"{name}: {part} failed: {why.splitlines()[0]}" for part, why in pair.get("failed", {}).items()]
+    for field, what in (("why_eager", "is not captured"), ("why_unfused", "uses its own layers")):
+        lines += [f"{name}: the {role} {what}: {why}" for role, why in pair.get(field, {}).items() if why]
     if "skipped" in pair and "error" not in pair:
         lines.append(f"{name}: no time was left")
     if "error" in pair:

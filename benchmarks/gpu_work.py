@@ -16,8 +16,14 @@ _SHORT, _LONG = 4, 36
 
 
 def work_of(pair: Pair, strategy: str, prompt: list[int]) -> dict[str, float] | None:
-    """Return the profiler's counts per round; None if the longer run had no more rounds than the shorter."""
+    """Return the profiler's counts per round; None if the longer run had no more rounds than the shorter.
+
+    Raises:
+        RuntimeError: the profiler saw no kernel on a GPU, as happens with graphs that were captured before it began.
+    """
     few, many = (_counted(pair, strategy, prompt, tokens) for tokens in (_SHORT, _LONG))
+    if pair.device.type == "cuda" and many["kernels"] <= few["kernels"]:
+        raise RuntimeError(f"the profiler saw {few['kernels']} and {many['kernels']} kernels in the two runs")
     rounds = many["rounds"] - few["rounds"]
     if rounds < 1:
         return None

@@ -3,7 +3,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
+import subprocess
 import sys
+import time
+from collections import Counter
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,7 +188,9 @@ def test_a_late_row_lists_what_it_left_out(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_compiled_row_is_compared_with_what_transformers_compiles() -> None:
     ask = dataclasses.replace(tiny_ask(until=0.0), compiled=True)
     measured = gpu_pair.Measurement(ask, lambda _: None)
-    assert measured.all()["left_out"][-1] == "transformers with a static cache"
+    *_, static, target, speculative = measured.all()["left_out"]
+    assert static == "transformers with a static cache"
+    assert (target, speculative) == ("work of target", "work of speculative:k=4")  # nothing is timed after the profiler
     assert "transformers" not in measured.found["left_out"]
     measured._beside_static()
     found = measured.found | {"speculation": [{"chosen_acceptance": 0.8, **dict.fromkeys(RATES, 2.0)}]}
@@ -203,9 +209,40 @@ def test_a_failing_part_does_not_affect_the_others(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gpu_pair.Measurement, "_beside", fail)
     monkeypatch.setattr(gpu_pair.Measurement, "_work", fail)
     found = gpu_pair.Measurement(tiny_ask(until=math.inf), lambda _: None).all()
-    assert found["failed"]["transformers"] == "TypeError: transformers has changed"
+    first, *more = found["failed"]["transformers"].splitlines()
+    assert first == "TypeError: transformers has changed" and any("in fail" in line for line in more)
     assert len(found["speculation"]) == 3 and found["transformers"] is None
     assert f"{found['name']}: transformers failed: TypeError: transformers has changed" in gpu_table.notes_of(found)
+
+
+def test_steps_that_fail_do_not_affect_other_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs then measure the steps that they need; only what the steps alone tell is missing."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
+
+    monkeypatch.setattr(gpu_pair, "bench", fail)
+    monkeypatch.setattr(gpu_pair.Measurement, "_work", lambda *_: None)
+    found = gpu_pair.Measurement(tiny_ask(until=math.inf), lambda _: None).all()
+    assert list(found["failed"]) == ["steps"] and "in _measure_steps" in found["failed"]["steps"]
+    assert len(found["speculation"]) == 3 and found["transformers"] and "profiles" not in found
+    assert gpu_table.line_of(found)[:2] == [found["name"], "failed"]
+    [note] = gpu_table.notes_of(found)
+    assert note.endswith("steps failed: RuntimeError: CUDA error: operation not permitted when stream is capturing")
+
+
+def test_the_table_says_which_models_ran_without_graphs_or_fused_steps() -> None:
+    row = {
+        "name": "a with b",
+        "compiled": False,
+        "profiles": [],
+        "why_eager": {"draft": None, "target": "it is spread"},
+    }
+    row |= {"why_unfused": {"draft": "its activation", "target": None}}
+    assert gpu_table.notes_of(row) == [
+        "a with b: the target is not captured: it is spread",
+        "a with b: the draft uses its own layers: its activation",
+    ]
 
 
 def rows_of(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> list[dict]:
@@ -227,6 +264,74 @@ def test_a_process_that_dies_keeps_its_partial_results(tmp_path: Path, monkeypat
     dying = 'import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(\'{"device": "H"}\'); os.abort()'
     [found] = rows_of(dying, tmp_path, monkeypatch, "--pairs", "0")
     assert found["device"] == "H" and "Abort" in found["error"]
+
+
+def test_parts_are_written_while_a_row_is_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The machine may be taken away in the middle of a row."""
+    script = f"""
+import json, pathlib, sys, time
+result, out = pathlib.Path(sys.argv[1]), pathlib.Path({str(tmp_path / "gpu.json")!r})
+new = result.with_suffix(".new")
+new.write_text(json.dumps({{"device": "H", "steps": 1.5}}))
+new.replace(result)
+while not (rows := json.loads(out.read_text())["pairs"]):
+    time.sleep(0.05)
+new.write_text(json.dumps({{"device": "H", "steps": 1.5, "seen": rows}}))
+new.replace(result)
+"""
+    [found] = rows_of(script, tmp_path, monkeypatch, "--pairs", "0")
+    [seen] = found["seen"]
+    assert seen["device"] == "H" and seen["steps"] == 1.5 and seen["error"] == gpu_job.UNFINISHED
+    assert seen["name"] == found["name"] and "error" not in found
+    printed = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [each for each in printed if "steps" in each] == [printed[0]]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_job, "run", lambda *_: pytest.fail("this takes minutes"))
+    with pytest.raises(FileNotFoundError):
+        gpu.main(["--device", "cpu", "--no-tests", "-o", str(tmp_path / "no folder" / "gpu.json")])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_that_is_cut_off_leaves_its_results_and_no_process(tmp_path: Path) -> None:
+    """As after `timeout`: what was measured is in the file and in the last line, and nothing holds the GPU."""
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", *TINY, "--repeats", "9999", "--pairs", "0", "1", "--no-tests"]
+    end = time.monotonic() + 60
+    with subprocess.Popen([*command, "-o", out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        while (not out.exists() or not json.loads(out.read_text())["pairs"]) and time.monotonic() < end:
+            time.sleep(0.2)
+        [child] = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        run.send_signal(signal.SIGTERM)
+        said, _ = run.communicate()
+    assert run.returncode == 128 + signal.SIGTERM and not Path(f"/proc/{child}").exists()
+    document = json.loads(out.read_text())
+    [row] = document["pairs"]
+    assert row["error"] == gpu_job.UNFINISHED and row["load_seconds"] > 0 and document["versions"]["torch"]
+    assert json.loads(said.splitlines()[-1]) == document
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux can tie a process to its parent")
+def test_a_row_ends_with_the_process_that_wanted_it(tmp_path: Path) -> None:
+    """Even if that one is killed: as the row is in a session of its own, nobody else would end it."""
+    script = f"""
+import os, pathlib, signal
+from benchmarks.subprocess_runner import Subprocess
+child = Subprocess(["-c", "import time; time.sleep(99)"], pathlib.Path({str(tmp_path / "output")!r}))
+print(child._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    child, end = Path(f"/proc/{int(done.stdout)}"), time.monotonic() + 9
+    while child.exists() and "(zombie)" not in (child / "status").read_text() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not child.exists() or "(zombie)" in (child / "status").read_text()
 
 
 def test_a_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +357,7 @@ def test_compiled_rows_are_put_off_if_they_would_displace_others(monkeypatch: py
     assert sum(job.seconds for job in jobs if not job.ask.compiled) <= 400
     now, limits = 0.0, []
 
-    def run(job: gpu_job.Job, limit: float) -> dict:
+    def run(job: gpu_job.Job, limit: float, _: gpu_job.Seen) -> dict:
         nonlocal now
         now += min(job.seconds, limit)
         limits.append(limit)
@@ -342,6 +447,18 @@ def test_kernels_and_copies_are_counted_on_the_device() -> None:
     names = ["gemv", "rotate", "Memcpy DtoH (Device -> Pinned)", "Memcpy HtoD (Pageable -> Device)", "Memset (Device)"]
     events = [*map(event, names), event("Memcpy DtoD (Device -> Device)"), event("cudaLaunchKernel", DeviceType.CPU)]
     assert gpu_work.count(events) == {"kernels": 2, "to_host": 1, "from_host": 1}
+
+
+def test_a_profiler_that_sees_no_graph_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUPTI does not always see the kernels of graphs; zero would be taken for a count."""
+    pair = SimpleNamespace(device=torch.device("cuda"))
+    counts = iter(
+        [Counter(rounds=4), Counter(rounds=36), Counter(rounds=4, kernels=40), Counter(rounds=36, kernels=360)]
+    )
+    monkeypatch.setattr(gpu_work, "_counted", lambda *_: next(counts))
+    with pytest.raises(RuntimeError, match="saw 0 and 0 kernels"):
+        gpu_work.work_of(pair, "target", [1])
+    assert gpu_work.work_of(pair, "target", [1]) == {"rounds": 32, "kernels": 10, "to_host": 0, "from_host": 0}
 
 
 @pytest.mark.slow

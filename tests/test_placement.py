@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -11,19 +13,28 @@ from cascli.models.placement import choose_device
 
 
 @pytest.fixture
-def current(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def current(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Fake two GPUs; the list holds the index of the current one."""
     chosen = [0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[0])
     monkeypatch.setattr(torch._C, "_cuda_setDevice", lambda index: chosen.__setitem__(0, index), raising=False)
-    return chosen
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    yield chosen
+    torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @pytest.mark.parametrize(("name", "index"), [("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
 def test_a_gpu_has_a_number_and_becomes_the_current_one(name: str, index: int, current: list[int]) -> None:
     assert choose_device(name) == torch.device("cuda", index) and current == [index]
+
+
+def test_no_step_waits_for_a_plan_of_its_length(current: list[int]) -> None:
+    """cuDNN plans its attention for every length anew, and a step of a text without a graph has a length of its own."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    choose_device("cuda")
+    assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_a_missing_gpu_is_an_error(current: list[int]) -> None:
