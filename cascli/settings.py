@@ -233,7 +233,8 @@ def resolve(*layers: Settings, spell: Sequence[Callable[[str], str]] = ()) -> Re
 
 def _alias(key: str) -> str:
     """The name of a setting in files and flags."""
-    return Settings.model_fields[key].alias or key
+    field = Settings.model_fields.get(key)
+    return (field and field.alias) or key
 
 
 def checked(values: Mapping[str, Any], *, spell: Callable[[str], str] = str) -> Settings:
@@ -286,7 +287,7 @@ def variable(key: str) -> str:
 
 def in_environment(key: str) -> str:
     """How an error names a value from the environment."""
-    return f"environment variable {variable(key)}"
+    return f"environment variable {variable(_alias(key))}"
 
 
 def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, str]:

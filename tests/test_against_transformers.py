@@ -155,7 +155,7 @@ def test_assisted_sampling_follows_the_same_law() -> None:
     assert_follows(texts, law, 500)
 
 
-@pytest.mark.parametrize("kind", ["mamba", "bart", "rwkv"])
+@pytest.mark.parametrize("kind", ["mamba", "bart", "rwkv", "xlm"])
 def test_unsupported_models_fail_at_load_with_a_reason(kind: str) -> None:
     from cascli.errors import CascliError
 

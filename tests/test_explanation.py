@@ -11,7 +11,7 @@ import pytest
 
 from cascli import Pair, Run, generate
 from cascli.analysis import theory
-from cascli.analysis.explanation import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, explain
+from cascli.analysis.explanation import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, checked, explain
 from cascli.analysis.profile import Profile, timing
 from cascli.analysis.replay import along
 from cascli.jobs.compare import Repeats, compare
@@ -152,6 +152,18 @@ def test_rounds_at_the_limit_are_predicted_to_draft_only_what_fits(text_pair: Pa
     spent = sum((c + 0.02) * len(step.drafted) + 1 for run in runs for step in run.rounds)
     assert why.acceptance == pytest.approx(0.8, abs=0.05)
     assert why.predicted_speed_up == pytest.approx(60 * n / spent, rel=0.03)
+
+
+def test_only_a_block_in_which_the_text_ends_was_longer_than_its_trace(text_pair: Pair) -> None:
+    """Drafters with few tokens to offer end answers with short blocks, too, which were counted as k."""
+    _, run = synthetic(text_pair, 0.6, 4, 40, other=0.0, speed=1.0)
+    *others, last = [step for step in run.rounds if step.emitted[-1].event != "accepted" and len(step.drafted) == 4]
+    blocks = [4] * len(others)
+    ended = {"finish_reason": "eos", "rounds": [*others, last.model_copy(update={"drafted": last.drafted[:1]})]}
+    assert checked(run.model_copy(update=ended)) == [*blocks, 1]
+    kept = next(token for step in run.rounds for token in step.emitted if token.event == "accepted")
+    inside = last.model_copy(update={"drafted": last.drafted[:1], "emitted": [kept]})
+    assert checked(run.model_copy(update=ended | {"rounds": [*others, inside]})) == [*blocks, 4]
 
 
 def test_a_cause_is_named_only_if_the_prediction_holds_within_noise(text_pair: Pair) -> None:

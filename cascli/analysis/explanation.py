@@ -53,7 +53,7 @@ class Explanation(Data):
     v_extrapolated: bool = False
     """Whether `v` is extrapolated beyond the longest block that was timed."""
     predicted_speed_up: float
-    """Speed-up predicted from acceptance, c, v, the draft steps per round, and the mean answer length.
+    """Speed-up predicted from acceptance, c, v, the draft steps per round, and the lengths of the answers.
 
     With `verify=block` or a stop, the measured tokens per round are used in place of acceptance.
     """
@@ -330,9 +330,10 @@ def _full(run: Run, k: int) -> bool:
 
 
 def checked(run: Run) -> list[int]:
-    """Return the lengths of the blocks that the target read; a trace has only the kept part of the last one."""
-    blocks = [len(step.drafted) for step in run.rounds]
-    if blocks and run.finish_reason != "length" and "stop" not in run.params:
+    """Return the lengths of the blocks that the target read; of one in which the text ends, a trace has only a part."""
+    blocks = [len(round_.drafted) for round_ in run.rounds]
+    ends_inside = run.finish_reason != "length" and bool(blocks) and run.rounds[-1].emitted[-1].event == "accepted"
+    if ends_inside and "stop" not in run.params:
         blocks[-1] = max(blocks[-1], block_length(run.params))
     return blocks
 

@@ -198,5 +198,5 @@ def run() -> int:
 def _dash_hint(error: Exception) -> str:
     """A line on prompts such as `-5 + 3`, whose first word was taken for an option."""
     option = getattr(error, "option_name", None)
-    text = option is not None and any(word.startswith(option) and " " in word.strip() for word in sys.argv[1:])
+    text = option is not None and any(f"{word} ".startswith(f"{option} ") and " " in word for word in sys.argv[1:])
     return "\nText that begins with - goes after --, as in: cascli generate -- '-5 + 3'" if text else ""

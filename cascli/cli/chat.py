@@ -229,5 +229,5 @@ def compare(plan: common.Plan, chat: Chat, prompt: str) -> None:
     repeats = Repeats(chat.pair, conversations(prompt), strategies, chat.settings)
     comparison, ended_by = run_and_show(plan.screen, repeats)
     print_explanation(comparison, plan.screen)
-    if isinstance(ended_by, CascliError | Terminated):
+    if isinstance(ended_by, CascliError | Terminated | OSError):
         raise ended_by

@@ -160,17 +160,14 @@ def command(
     repeats = Repeats(pair, prompts, strategies, plan.settings, matching=matched, **how)
     how = {"trace": trace.value, "by_category": by is not None, "measure": measure}
     saved = outputs.written in formats.ALL_ANSWERS
-    printed = outputs.printed is not None
-    try:
-        comparison, ended_by = run_and_show(plan.screen, repeats, **how, as_json=printed, saved=saved)
-        comparison = common.with_command(comparison)
-        if not printed:
+    comparison, ended_by = run_and_show(plan.screen, repeats, **how, as_json=outputs.printed is not None, saved=saved)
+    comparison = common.with_command(comparison)
+    if outputs.printed is None:
+        try:
             print_explanation(comparison, plan.screen)
-        _note_cuts(comparison, plan.screen)
-    except OSError:  # stdout may be on a full disk, and the file on another
-        if repeats.all_runs:
-            outputs.deliver(export.of_comparison(common.with_command(repeats.comparison())), plan.screen)
-        raise
+        except OSError as error:
+            ended_by = ended_by or error
+    _note_cuts(comparison, plan.screen)
     outputs.deliver(export.of_comparison(comparison), plan.screen)
     plan.note_captures(pair)
     if comparison.profile is not None and comparison.profile.batch_size == 1:
@@ -199,7 +196,10 @@ def run_and_show(
             repeats.time_steps(progress.step)
     ended_by = _run(screen, repeats, watched=screen.live and not screen.quiet and not as_json)
     if not as_json:
-        print_results(repeats.comparison(), screen, trace, by_category=by_category, saved=saved)
+        try:
+            print_results(repeats.comparison(), screen, trace, by_category=by_category, saved=saved)
+        except OSError as error:  # stdout may be on a full disk, and a file on another
+            return repeats.comparison(), ended_by or error
     if not measure or ended_by is not None:
         return repeats.comparison(), ended_by
     try:

@@ -21,6 +21,8 @@ from cascli.errors import ConfigError, RunError
 from cascli.models.size import layers_of
 
 ENCODER_DECODERS = ("t5",)
+_OWN_CACHES = ("xlm", "xlstm")
+"""Models whose forward takes a `cache` that is none of keys and values."""
 """Supported encoder-decoders, by their names in transformers; `cascli.models.encoder_decoder` runs them."""
 _STEP = 256
 """Least number of tokens that buffers grow by."""
@@ -239,7 +241,7 @@ def check_supported(config: PreTrainedConfig) -> None:
                 f"model type '{config.model_type}' is an encoder-decoder; the only ones cascli runs are"
                 f" {', '.join(ENCODER_DECODERS)} (T5, FLAN-T5)."
             )
-    elif cache_name(parameters := forward_parameters(config)) not in parameters:
+    elif cache_name(parameters := forward_parameters(config)) not in parameters or config.model_type in _OWN_CACHES:
         raise RunError(
             f"model type '{config.model_type}' has no key-value cache,"
             " so it cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."

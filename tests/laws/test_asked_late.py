@@ -27,7 +27,7 @@ from tests.laws.test_stops import MIDDLE
 from tests.reference.process import distance
 
 EXACT = 1e-12
-REAL = speculation._behind
+REAL = speculation._proposal_after
 WARPED: dict[str, Any] = {"temperature": 0.8, "top_k": 4, "top_p": 0.95}
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
@@ -249,7 +249,7 @@ def of_the_target(s: Session, block: speculation.Block, propose: Any, rule: Any)
 def test_planted_bugs_change_the_law(bug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     strategy = speculating("speculative-cascade:rule=mixture,target_weight=0.5,k=2")
     wanted = reference_law(pi_of(strategy.verification_rule), 4, 2, 2, **PLAIN)
-    monkeypatch.setattr(speculation, "_behind", bug)
+    monkeypatch.setattr(speculation, "_proposal_after", bug)
     law = engine_law(strategy, 4, 2, 2, **PLAIN)
     assert distance(law, wanted) > 1e-3
 
