@@ -64,11 +64,11 @@ def oracle_speed(runs: Sequence[Run], profile: Profile, speed: float) -> float |
     timed = profile_of(runs[0], profile)
     if runs[0].by_block or timed is None:
         return None
-    rounds = [step for run in runs for step in run.rounds]
+    rounds = [round_ for run in runs for round_ in run.rounds]
     c = timed.c if sum(run.metrics.draft_calls for run in runs) else 0.0
     last = _reads_last(runs)
     # In a round in which the answer ends, only the tokens that were written are wanted.
-    kept = [len(step.emitted) - 1 for step in rounds]
+    kept = [len(round_.emitted) - 1 for round_ in rounds]
     longest = max(block for run in runs for block in checked(run))
     least = {n: theory.oracle_cost(n, lambda j: c * (j + last) + timed.v(j + 1), longest) for n in set(kept)}
     gain = _steps(runs, timed) / sum(least[n] for n in kept)
@@ -90,7 +90,7 @@ def counted_speed(runs: Sequence[Run], profile: Profile) -> float | None:
     timed = profile_of(runs[0], profile)
     if timed is None:
         return None
-    return sum(len(step.emitted) for run in runs for step in run.rounds) / _steps(runs, timed)
+    return sum(len(round_.emitted) for run in runs for round_ in run.rounds) / _steps(runs, timed)
 
 
 def _steps(runs: Sequence[Run], timed: Profile) -> float:
@@ -105,7 +105,7 @@ def _whole_blocks(runs: Sequence[Run]) -> bool:
     Such a block is followed by a token that was never drafted. Shorter blocks might have continued through it, so
     rounds that know what is kept of each single block are not a bound for them.
     """
-    blocks = [step.drafted for run in runs for step in run.rounds if step.drafted]
+    blocks = [round_.drafted for run in runs for round_ in run.rounds if round_.drafted]
     return 20 * sum(all(token.accepted for token in block) for block in blocks) > len(blocks)
 
 
