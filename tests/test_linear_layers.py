@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import platform
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cascli.errors import RunError
 from cascli.models.cpu import packed_linear
 from cascli.models.cpu.fit import WideEmbedding
 from cascli.models.cpu.int8_kernels import KERNELS, FbgemmWeights, Int8Weights, OneDnnWeights, int8_kernel, is_exact
-from cascli.models.cpu.int8_linear import Int8Linear, to_levels
+from cascli.models.cpu.int8_linear import Int8Linear, SharedDigits, to_levels
 from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
 from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair, torch_version
 
@@ -160,7 +161,8 @@ def test_products_are_exact_integer_sums(kernel: type[Int8Weights]) -> None:
     most = int(kernel.most)
     digits = torch.randint(-most, most + 1, (9, 8960), generator=generator).float()
     digits[0], digits[1] = most, -most
-    found = kernel.of(levels, torch.ones(37)).product(digits)
+    weights = kernel.of(levels, torch.ones(37))
+    found = weights.product(weights.encoded(digits))
     assert torch.equal(found, (digits.double() @ levels.double().T).float())
 
 
@@ -289,6 +291,43 @@ def test_the_draft_of_a_large_pair_is_int8_by_default(stored: dict) -> None:
     assert asked.draft.dtype == "float32"
 
 
+@pytest.mark.skipif(not EXACT_KERNELS, reason="no exact int8 kernel here")
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_layers_that_read_the_same_input_compute_its_digits_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits have the same bits as if each computed its own, also after another input in the same memory."""
+    model = load_pair(pair(300, **ARCHITECTURES[name]), dtype="int8").target.model
+    layers = [layer for layer in model.modules() if isinstance(layer, Int8Linear)]
+    kernel, computed = type(layers[0].weights), []
+    encoded = kernel.encoded
+    monkeypatch.setattr(kernel, "encoded", lambda *given: computed.append(1) or encoded(*given))
+    ids = [torch.tensor([[5, 7, 200]]), torch.tensor([[9, 1, 3]])]
+    with torch.inference_mode():
+        found = [model(input_ids=each).logits for each in ids]
+        followers = [layer for layer in layers if not layer.is_first]
+        assert len(computed) == 2 * (len(layers) - len(followers))
+        assert len(followers) == (0 if name == "gpt2" else 3 * model.config.num_hidden_layers)
+        for layer in layers:
+            layer.shared = None
+        assert all(torch.equal(model(input_ids=each).logits, logits) for each, logits in zip(ids, found, strict=True))
+
+
+@pytest.mark.skipif(not EXACT_KERNELS, reason="no exact int8 kernel here")
+def test_shared_digits_are_those_of_the_input_that_is_read() -> None:
+    torch.manual_seed(0)
+    alone = nn.ModuleDict({name: nn.Linear(64, 32) for name in ("gate_proj", "up_proj")})
+    together = copy.deepcopy(alone)
+    for layers, shared in ((alone, None), (together, SharedDigits())):
+        for name in ("gate_proj", "up_proj"):
+            layers[name] = int8_layer(EXACT_KERNELS[0], layers[name])
+            layers[name].shared, layers[name].is_first = shared, name == "gate_proj"
+    x, y = torch.randn(3, 64), torch.randn(3, 64)
+    with torch.inference_mode():
+        for name, given in (("gate_proj", x), ("up_proj", y), ("up_proj", x), ("gate_proj", x), ("up_proj", x)):
+            assert torch.equal(together[name](given), alone[name](given))
+            if name == "up_proj":
+                x.mul_(2)  # the next answer may lie in the same memory
+
+
 def test_small_pairs_stay_float32() -> None:
     loaded = load_pair(pair(300))
     assert (loaded.draft.dtype, loaded.target.dtype) == ("float32", "float32")
@@ -300,14 +339,14 @@ class Saturating(FbgemmWeights):
     most = 127.0
     _zero = 128
 
-    def product(self, digits: torch.Tensor) -> torch.Tensor:
-        return super().product(digits).clamp(-1e6, 1e6)
+    def product(self, encoded: torch.Tensor) -> torch.Tensor:
+        return super().product(encoded).clamp(-1e6, 1e6)
 
 
 class Missing(FbgemmWeights):
     """An operation that is registered, but not available on this processor."""
 
-    def product(self, digits: torch.Tensor) -> torch.Tensor:
+    def product(self, encoded: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no kernel for this backend")
 
 

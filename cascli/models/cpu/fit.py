@@ -17,12 +17,14 @@ from transformers.pytorch_utils import Conv1D
 
 from cascli.models.checkpoint import Read
 from cascli.models.cpu.int8_kernels import OneDnnWeights
-from cascli.models.cpu.int8_linear import Int8Linear, check_int8
+from cascli.models.cpu.int8_linear import Int8Linear, SharedDigits, check_int8
 from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_attention import use_row_attention
 from cascli.models.size import is_large
 
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of layers that read the same input, in the order in which they run."""
 Make = Callable[[Tensor, Tensor | None], nn.Module]
 Done = Callable[[str, int], None]
 """Called with weights that are ready: the name of their layer (empty if they have none) and their number."""
@@ -124,6 +126,18 @@ def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None,
                 full = f"{path}.{name}" if path else name
                 setattr(parent, name, _packed(full, child, make, read, store))
                 done(full, child.get_parameter("weight").numel())
+    _share_digits(model)
+
+
+def _share_digits(model: nn.Module) -> None:
+    """Let int8 layers that read the same input compute its digits once."""
+    shared = SharedDigits()
+    for parent in model.modules():
+        for names in _SAME_INPUT:
+            layers = [getattr(parent, name, None) for name in names]
+            for layer in layers:
+                if isinstance(layer, Int8Linear):
+                    layer.shared, layer.is_first = shared, layer is layers[0]
 
 
 def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedStore | None) -> nn.Module:

@@ -1,8 +1,8 @@
 """Products of 8-bit weights on a CPU: one kernel for each kind of processor, all of them exact.
 
-A product takes digits (integers of at most `most` in magnitude, as float32 `[rows, in]`) and returns the sums of
-digit times weight level, times the scale of the output channel, `[rows, out]`. Sums are integers, so a row's result
-does not depend on the other rows.
+A product takes digits (integers of at most `most` in magnitude, as float32 `[rows, in]`, then `encoded`) and returns
+the sums of digit times weight level, times the scale of the output channel, `[rows, out]`. Sums are integers, so a
+row's result does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ class Int8Weights(Protocol):
     def is_available(cls) -> bool:
         """Whether this build of torch has the kernel."""
 
-    def product(self, digits: Tensor) -> Tensor:
-        """Digits `[rows, in]` times the levels times their scales, `[rows, out]`."""
+    def encoded(self, digits: Tensor) -> Tensor:
+        """Digits `[rows, in]` as `product` takes them; layers with the same input share them."""
+
+    def product(self, encoded: Tensor) -> Tensor:
+        """Encoded digits `[rows, in]` times the levels times their scales, `[rows, out]`."""
 
 
 class OneDnnWeights:
@@ -49,6 +52,7 @@ class OneDnnWeights:
         self.packed, self.scales = packed, scales
         self.shape = (packed.shape[1], packed.shape[0])
         self._zeros = torch.zeros(self.shape[0], dtype=torch.int32)
+        self._shift = torch.tensor(float(self._zero))  # a number of Python's would be converted in each call
 
     @classmethod
     def of(cls, levels: Tensor, scales: Tensor) -> Self:
@@ -65,11 +69,14 @@ class OneDnnWeights:
         """Whether torch was built with oneDNN."""
         return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
-    def product(self, digits: Tensor) -> Tensor:
+    def encoded(self, digits: Tensor) -> Tensor:
         """See `Int8Weights`."""
-        shifted = (digits + self._zero).to(torch.uint8)
+        return (digits + self._shift).to(torch.uint8)
+
+    def product(self, encoded: Tensor) -> Tensor:
+        """See `Int8Weights`."""
         return torch.ops.onednn.qlinear_pointwise(
-            shifted, 1.0, self._zero, self.packed, self.scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            encoded, 1.0, self._zero, self.packed, self.scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
 
@@ -104,9 +111,13 @@ class FbgemmWeights:
         engine = torch.backends.quantized.engine in ("x86", "fbgemm")
         return operations and engine and hasattr(torch, "_make_per_channel_quantized_tensor")
 
-    def product(self, digits: Tensor) -> Tensor:
+    def encoded(self, digits: Tensor) -> Tensor:
         """See `Int8Weights`."""
-        return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, self._zero, self.packed)
+        return digits
+
+    def product(self, encoded: Tensor) -> Tensor:
+        """See `Int8Weights`."""
+        return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(encoded, 1.0, self._zero, self.packed)
 
 
 KERNELS: tuple[type[Int8Weights], ...] = (OneDnnWeights, FbgemmWeights)
@@ -127,7 +138,8 @@ def is_exact(kernel: type[Int8Weights]) -> bool:
     digits = torch.full((2, columns), kernel.most)
     digits[1].neg_()
     try:
-        product = kernel.of(levels, torch.ones(rows)).product(digits)
+        weights = kernel.of(levels, torch.ones(rows))
+        product = weights.product(weights.encoded(digits))
     except RuntimeError:  # the operation is registered, but not supported on this processor
         return False
     return torch.equal(product, digits @ levels.float().T)

@@ -8,7 +8,7 @@ whole tensor would make a token's logits depend on its neighbours. The only loss
 
 from __future__ import annotations
 
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,30 @@ _ROWS_AT_ONCE = 512
 """Number of rows quantised at a time, so that the work stays in the processor's caches."""
 
 
+class Digits(NamedTuple):
+    """An input as digits."""
+
+    input: Tensor
+    encoded: Tensor
+    """`[2 rows, in]` as the kernel takes them: the first digits of all rows, then the second ones."""
+    scale: Tensor
+    """`[rows, 1]`, by which the first digits are multiplied."""
+
+
+class SharedDigits:
+    """The latest digits of layers that read the same input, so that they are computed once."""
+
+    latest: Digits | None = None
+
+
 class Int8Linear(nn.Module):
     """A linear layer with packed int8 weights; takes and returns float32 `[..., features]`."""
 
     bias: Tensor | None
+    shared: SharedDigits | None = None
+    """Digits shared with the layers next to it that read the same input, if there are any."""
+    is_first: bool = True
+    """Whether it is the first of them to run, and computes the digits."""
 
     def __init__(self, weights: Int8Weights, bias: Tensor | None) -> None:
         """Take packed weights, and a float32 bias `[out]`."""
@@ -31,6 +51,7 @@ class Int8Linear(nn.Module):
         self.weights = weights
         self.out_features, self.in_features = weights.shape
         self.register_buffer("bias", bias)
+        self._finer = torch.tensor(2 * weights.most)
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
@@ -59,18 +80,33 @@ class Int8Linear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """X W^T + b, with every row of X scaled on its own."""
+        digits = self._digits(input)
+        out, n = self.weights.product(digits.encoded), digits.scale.shape[0]
+        out = out[n:].div_(self._finer).add_(out[:n]).mul_(digits.scale)
+        if self.bias is not None:
+            out.add_(self.bias)
+        return out.view(*input.shape[:-1], self.out_features)
+
+    def _digits(self, input: Tensor) -> Digits:
+        """The digits of an input, which may have been computed by another layer of those that share them.
+
+        The input must not be changed in place between these layers.
+        """
+        if self.shared is None:
+            return self._computed(input)
+        latest = self.shared.latest
+        if self.is_first or latest is None or latest.input is not input:
+            latest = self.shared.latest = self._computed(input)
+        return latest
+
+    def _computed(self, input: Tensor) -> Digits:
         rows = input.reshape(-1, self.in_features)
-        n, most = rows.shape[0], self.weights.most
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / most
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12) / self.weights.most
         exact = rows / scale
         coarse = exact.round()
         # The second digit covers at most half a step of the first, with the same number of levels.
-        fine = ((exact - coarse) * (2 * most)).round_()
-        out = self.weights.product(torch.cat([coarse, fine]))
-        out = (out[:n] + out[n:] / (2 * most)) * scale
-        if self.bias is not None:
-            out = out + self.bias
-        return out.reshape(*input.shape[:-1], self.out_features)
+        fine = exact.sub_(coarse).mul_(self._finer).round_()
+        return Digits(input, self.weights.encoded(torch.cat([coarse, fine])), scale)
 
 
 def to_levels(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ def use_fused_rotation(model: PreTrainedModel) -> int:
 
 
 def _patch(layer: nn.Module) -> bool:
-    forward = _own_forward(type(layer))
+    forward = own_forward(type(layer))
     if not isinstance(forward, FunctionType) or NAME not in forward.__code__.co_names or forward.__closure__:
         return False
     if "forward" in vars(layer):  # already wrapped, perhaps to move its inputs between devices
@@ -45,7 +45,7 @@ def _patch(layer: nn.Module) -> bool:
     return True
 
 
-def _own_forward(kind: type[nn.Module]) -> Any:
+def own_forward(kind: type[nn.Module]) -> Any:
     """A layer's forward without wrappers that rename deprecated keywords, which transformers' models do not pass."""
     forward: Any = kind.forward
     while getattr(forward, "__globals__", {}).get("__name__") == "transformers.utils.deprecation":
