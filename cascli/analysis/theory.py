@@ -80,7 +80,7 @@ def starts(a: float, k: int, n: int) -> list[float]:
     """
     chances: list[float] = []
     tested = 0.0
-    """Probability that a draft is tested at token t - 1, once that is reached."""
+    """Probability that a draft is tested at token t - 1, just before t."""
     for t in range(n):
         after_whole_block = a**k * chances[t - k - 1] if t > k else 0.0
         chances.append((1 - a) * tested + after_whole_block if t else 1.0)
