@@ -50,6 +50,20 @@ def test_every_norm_is_replaced_and_computes_the_same(name: str, monkeypatch: py
     assert set(half.state_dict()) == names
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
+def test_one_is_added_to_weights_before_rounding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 1 + weight in half precision many numbers differ from the model's, each within the tolerance."""
+    monkeypatch.setattr("cascli.models.load.fit", lambda *_: None)
+    model = stock(name, "bfloat16")
+    norms = [each for each in model.modules() if type(each).__name__.endswith("RMSNorm")]
+    inputs = [torch.randn(50, each.weight.shape[0], dtype=torch.bfloat16) for each in norms]
+    wanted = [norm(x) for norm, x in zip(norms, inputs, strict=True)]
+    assert use_fused_norms(model) == len(norms) > 0
+    for norm, x, each in zip(norms, inputs, wanted, strict=True):
+        assert (norm(x) != each).double().mean() < 0.02
+
+
 class OddRMSNorm(nn.Module):
     """Not an RMS norm, despite its name."""
 
