@@ -163,11 +163,11 @@ def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> 
         header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in rows}
     ):
         screen.note(line)
-    # Files come after the table, so that a full disk hides no result.
-    svg = _picture(rows, header, records.folder / "quality-cost.svg")
+    # Files come after the table, and the figure after the numbers, so that a full disk hides no result.
     write(records.folder / "results.csv", csv_of(tidy_rows(rows, header)))
     if header.plan.by is not None:
         write(records.folder / "categories.csv", csv_of(tidy_categories(groups, header)))
+    svg = _picture(rows, header, records.folder / "quality-cost.svg")
     write(records.folder / "report.html", report(header, rows, svg, list(records.read())))
     written = ["results.csv", "report.html", *(["quality-cost.svg"] if svg else []), *_profile(rows, records, header)]
     screen.note(f"wrote {', '.join(written[:-1])} and {written[-1]} in {records.folder}")
