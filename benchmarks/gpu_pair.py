@@ -118,7 +118,7 @@ class Measurement:
         models = [getattr(self.pair, role).model for role in ROLES]
         if not self._ask.compiled and all(model.config._name_or_path for model in models):
             self._part("answers", self._answers)
-        # Last, as nothing can be timed after it: CUPTI stays attached to graphs and slows them, or it may hang.
+        # Last, as nothing can be timed after it: CUPTI stays attached to graphs and may slow them, or hang.
         for strategy in ("target", f"speculative:k={self._ask.k}"):
             self._part(f"work of {strategy}", partial(self._work, strategy))
         return self.found

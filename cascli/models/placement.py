@@ -29,8 +29,9 @@ def choose_device(name: str) -> torch.device:
         # Events and capability queries refer to the current device, which torch needs by its index.
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         torch.cuda.set_device(device)
-        # From torch 2.11 on, torch's attention prefers cuDNN on Hopper and Blackwell. That plans anew for every length
-        # of the text, which takes longer than the step; on Blackwell it computes wrong steps (pytorch issue 193893).
+        # From torch 2.11 on, torch's attention prefers cuDNN on Hopper and Blackwell. By reports, not yet measured,
+        # that plans anew for every length of the text, which takes longer than a step, and on Blackwell it computes
+        # wrong steps (pytorch issue 193893).
         torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
