@@ -270,7 +270,7 @@ def _gpu(device: torch.device) -> dict[str, Any] | None:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "triton_serves": kernels.serve(device),
+        "no_kernels_because": kernels.missing(device),
     }
 
 

@@ -83,7 +83,7 @@ def test_the_reason_why_a_model_is_not_fused_is_given(monkeypatch: pytest.Monkey
     for each in (odd, narrow):
         assert merge(each) == "its attention is not of the kind that the kernel computes"
     monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
-    assert merge(model()) == "Triton kernels are not available here"
+    assert merge(model()) == "there are no Triton kernels here"
 
 
 def test_the_cli_reports_why_steps_are_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:

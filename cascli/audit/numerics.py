@@ -16,29 +16,14 @@ from cascli.audit.report import Check, check_of, skipped
 from cascli.models.calls import Calls
 from cascli.models.eagle3.runners import Eagle3Runner
 from cascli.models.pair import LoadedModel, Pair
+from cascli.models.rounding import BOUNDS, difference
 
-BOUNDS = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1, "int8": 2e-2}
-"""Largest relative difference that rounding may cause in logits, by precision.
-
-On the embedded pair, rounding caused at most 1.2e-5, 0.03 (bfloat16) and 5e-4 (int8, which does not depend on the block
-except for prompts of more than 15 tokens). A cache off by one token caused 0.41 or more in every precision.
-"""
 LOGIT_SCALE = 30.0
 """Approximate largest magnitude of a language model's logits; converts a relative difference into a margin."""
 LONGEST_WINDOW = 512
 BLOCK, PROMPT = 8, 8
 READS = Calls(reads=[(n, n) for n in range(BLOCK, 0, -1)])
 """The reads made here, for runners that capture their steps."""
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    """Root mean square of the difference over that of `b`, at the worst row of `[rows, V]`.
-
-    Tokens for which a cut head has no row are minus infinity in both and carry no weight.
-    """
-    a, b = a.double(), b.double()
-    off = (a - b).where(a != b, 0.0).pow(2).sum(dim=-1)
-    return float((off / b.where(b.isfinite(), 0.0).pow(2).sum(dim=-1).clamp_min(1e-18)).max().sqrt())
 
 
 def numerics(pair: Pair, steps: int) -> Iterator[Check]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from cascli.errors import first_line
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
@@ -27,14 +28,36 @@ class Norm(NamedTuple):
     """Whether the stored weights are the actual ones minus 1, as in Gemma."""
 
 
-@cache
-def serve(device: torch.device) -> bool:
-    """Whether the kernels run on a device; elsewhere torch's own operations compute the same.
+VARIABLE = "CASCLI_KERNELS"
+"""Environment variable that switches the kernels off, with 0."""
+_withdrawn: dict[torch.device, str] = {}
 
-    Triton builds its launcher with a C compiler on first use. Slim images have none; this then warns.
-    """
+
+def serve(device: torch.device) -> bool:
+    """Whether the kernels run on a device; elsewhere torch's own operations compute the same."""
+    return missing(device) is None
+
+
+def missing(device: torch.device) -> str | None:
+    """Why the kernels do not run on a device, worded for the user; None if they do."""
     if device.type != "cuda":
-        return False
+        return "they run on GPUs only"
+    return _withdrawn.get(device) or _not_launched()
+
+
+def withdraw(device: torch.device, why: str) -> None:
+    """Use the kernels no longer on a device, because they failed there."""
+    _withdrawn[device] = why
+
+
+@cache
+def _not_launched() -> str | None:
+    """Why no kernel can be launched; None if they can.
+
+    Triton builds its launcher with a C compiler on first use. Slim images have none.
+    """
+    if os.environ.get(VARIABLE, "").lower() in ("0", "false", "no", "off"):
+        return f"{VARIABLE} switches them off"
     # Fuse multiplications with additions, the default until Triton 3.10; setting it also silences 3.9's warning.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     try:
@@ -42,9 +65,8 @@ def serve(device: torch.device) -> bool:
 
         _ = driver.active.utils
     except Exception as error:  # anything that a compiler, a linker or a driver may raise
-        warnings.warn(f"no Triton kernels; using torch's own operations instead (slower): {error}", stacklevel=2)
-        return False
-    return True
+        return first_line(error)
+    return None
 
 
 def on_its_device(

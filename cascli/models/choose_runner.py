@@ -15,11 +15,12 @@ from cascli.models.eagle3.runners import Eagle3Runner, TappedRunner
 from cascli.models.encoder_decoder import EncoderDecoderRunner, ready
 from cascli.models.gpu.batch_reader import graph_reader
 from cascli.models.gpu.capture import Capture, CudaCapture, Uncaptured
-from cascli.models.gpu.fused_norm import use_fused_norms
-from cascli.models.gpu.fused_rotation import use_fused_rotation
+from cascli.models.gpu.fused_norm import restore_norms, use_fused_norms
+from cascli.models.gpu.fused_rotation import restore_rotation, use_fused_rotation
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.gpu.merged import Merged, merge
+from cascli.models.gpu.self_test import StepTest
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.models.runner import Runner
 
@@ -54,15 +55,34 @@ def choose_runner(
     why = why_eager(model)
     if why is not None or not (graphs or compiler):
         return EagerRunner(model, vocab, device), why or BY_FLAG
+    return _tested(model, vocab, device, (capture or CudaCapture(device)) if graphs else Uncaptured(), compiler)
+
+
+def _tested(
+    model: PreTrainedModel, vocab: int, device: torch.device, capture: Capture, compiler: str | None
+) -> tuple[Runner, str | None]:
+    """The runner with the fewest kernels a step that passes a self-test, and why it has no graphs if it has none."""
+    test, attention = StepTest(model, vocab, device), model.config._attn_implementation
     fused: Merged | str | None = None
     if compiler is None:  # torch.compile does all this itself
         use_fused_norms(model)
         fused = merge(model)
         if isinstance(fused, str):
             use_fused_rotation(model)
-    if not graphs:
-        return GraphRunner(model, vocab, device, Uncaptured(), compiler), BY_FLAG
-    return GraphRunner(model, vocab, device, capture or CudaCapture(device), compiler, fused), None
+    runner = GraphRunner(model, vocab, device, capture, compiler, fused)
+    # What torch compiles takes a minute and is torch's own; its attention is ours.
+    wrong = test.failure(runner if compiler is None else GraphRunner(model, vocab, device, Uncaptured()))
+    if wrong is not None and isinstance(fused, Merged):
+        use_fused_rotation(model)
+        why = f"fused steps failed their self-test: {wrong}"
+        runner = GraphRunner(model, vocab, device, capture.fresh(), None, why)
+        wrong = test.failure(runner)
+    if wrong is None:
+        return runner, BY_FLAG if isinstance(capture, Uncaptured) else None
+    restore_norms(model)
+    restore_rotation(model)
+    model.set_attn_implementation(attention)
+    return EagerRunner(model, vocab, device), f"captured steps failed their self-test: {wrong}"
 
 
 def graph_cache_for(device: torch.device, *reasons: str | None) -> GraphCache:

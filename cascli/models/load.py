@@ -36,6 +36,7 @@ from cascli.models.description import Description, context_of, describe, explain
 from cascli.models.eagle3.head import Network
 from cascli.models.eagle3.loading import TAPPED_IS_EAGER, load_head, precision_of, work_of
 from cascli.models.eagle3.runners import TappedRunner
+from cascli.models.gpu.self_test import check_kernels
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
 from cascli.models.size import is_large, weights_of
@@ -164,6 +165,14 @@ def _load(
         head_dtype = precision_of(draft, head, dtype, config.defaults.dtype, device)
         works.append(work_of(head, head_dtype))
     stages.plan(works)
+    if device.type == "cuda":
+        why = check_kernels(device, vocab, DTYPES[parts[-1].dtype])
+        if why is not None:
+            warnings.warn(
+                f"no Triton kernels, so torch's own operations are used instead (slower): {why}",
+                PairWarning,
+                stacklevel=3,
+            )
     models = {}
     for part in parts:
         stages.begin()

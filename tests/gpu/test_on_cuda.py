@@ -9,8 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cascli import generate, load_pair
+from cascli import generate, kernels, load_pair
 from cascli.cli.app import app
+from cascli.errors import PairWarning
 from cascli.models.calls import Calls
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.gpu.merged import FAMILIES
@@ -113,8 +114,8 @@ def test_texts_are_the_same_with_and_without_graphs_and_kernels(
 ) -> None:
     """The third test of a round once read another test's number: see tests/kernels/test_law_in_decoding."""
     texts = []
-    for graphs, kernels in ((True, True), (False, True), (False, False)):
-        if not kernels:
+    for graphs, with_kernels in ((True, True), (False, True), (False, False)):
+        if not with_kernels:
             monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
         loaded = load_pair(config, dtype="float32", device="cuda", cuda_graphs=graphs)
         ask = {"prompt_ids": [1, 2], "strategy": strategy, "max_new_tokens": 7, "temperature": 1.0, **sampling}
@@ -164,3 +165,12 @@ def test_one_transfer_a_round(sampling: dict) -> None:
     waits = [each for each in caught if "synchroniz" in str(each.message)]
     at_the_ends = 6  # uploads of the prompt and the uniforms; the clock's start and end
     assert len(waits) <= len(run.rounds) + at_the_ends
+
+
+def test_kernels_and_steps_pass_their_self_test() -> None:
+    """Otherwise a run would quietly measure torch's operations; other tests ask each model for its reasons."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PairWarning)
+        loaded = load_pair(pair(151_665, **SHAPE), dtype="bfloat16", device="cuda")
+    assert kernels.missing(loaded.device) is None
+    assert all(each.eager_because is None and each.unfused_because is None for each in loaded.models.values())

@@ -38,6 +38,14 @@ def use_fused_norms(model: PreTrainedModel) -> int:
     return sum(_replace(norm) for norm in norms)
 
 
+def restore_norms(model: PreTrainedModel) -> None:
+    """Give back a model's own norms."""
+    for norm in model.modules():
+        if isinstance(norm, FusedNorm):
+            del norm.scale, norm.epsilon
+            norm.__class__ = vars(norm).pop("stock")
+
+
 @torch.no_grad()
 def _replace(norm: nn.Module) -> bool:
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))

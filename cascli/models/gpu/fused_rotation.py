@@ -25,6 +25,14 @@ def use_fused_rotation(model: PreTrainedModel) -> int:
     return sum(_patch(each) for each in model.modules())
 
 
+def restore_rotation(model: PreTrainedModel) -> None:
+    """Give back the rotation of a model's own file."""
+    for layer in model.modules():
+        ours = getattr(vars(layer).get("forward"), "__func__", None)
+        if ours is not None and ours.__code__ is getattr(own_forward(type(layer)), "__code__", None):
+            del vars(layer)["forward"]
+
+
 def _patch(layer: nn.Module) -> bool:
     forward = own_forward(type(layer))
     if not isinstance(forward, FunctionType) or NAME not in forward.__code__.co_names or forward.__closure__:

@@ -105,7 +105,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
     if not known:
         return f"there are no fused layers for the '{config.model_type}' family"
     if not kernels.serve(model.device):
-        return "Triton kernels are not available here"
+        return "there are no Triton kernels here"
     if not can_decode(model):
         return "its attention is not of the kind that the kernel computes"
     matrices = [each for name, each in model.get_decoder().named_modules() if name.endswith(_MATRICES)]
