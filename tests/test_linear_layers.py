@@ -16,7 +16,15 @@ from cascli import load_pair
 from cascli.errors import RunError
 from cascli.models.cpu import packed_linear
 from cascli.models.cpu.fit import WideEmbedding
-from cascli.models.cpu.int8_kernels import KERNELS, FbgemmWeights, Int8Weights, OneDnnWeights, int8_kernel, is_exact
+from cascli.models.cpu.int8_kernels import (
+    KERNELS,
+    FbgemmWeights,
+    Int8Weights,
+    OneDnnWeights,
+    SignedOneDnnWeights,
+    int8_kernel,
+    is_exact,
+)
 from cascli.models.cpu.int8_linear import Int8Linear, SharedDigits, to_levels
 from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
 from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair, torch_version
@@ -152,6 +160,31 @@ def test_some_kernel_is_exact_on_any_x86_processor() -> None:
     assert FbgemmWeights in EXACT_KERNELS and int8_kernel() in EXACT_KERNELS
 
 
+def test_a_kernel_that_rounds_on_the_way_is_not_exact() -> None:
+    """As oneDNN does with unsigned digits on processors with AMX; also elsewhere, where it is exact."""
+
+    class Rounding(OneDnnWeights):
+        def encoded(self, digits: torch.Tensor) -> torch.Tensor:
+            return digits
+
+        def product(self, encoded: torch.Tensor) -> torch.Tensor:
+            sums = (encoded + 128).double() @ self.levels.double().T
+            return sums.float() - (128 * self.levels.double().sum(dim=1)).float()
+
+        @classmethod
+        def of(cls, levels: torch.Tensor, scales: torch.Tensor) -> Rounding:
+            made = cls(levels.T, scales)
+            made.levels = levels
+            return made
+
+    assert not is_exact(Rounding)
+
+
+@pytest.mark.skipif(SignedOneDnnWeights not in EXACT_KERNELS, reason="no AMX here")
+def test_with_amx_onednn_takes_signed_digits() -> None:
+    assert OneDnnWeights not in EXACT_KERNELS and int8_kernel() is SignedOneDnnWeights
+
+
 @pytest.mark.parametrize("kernel", EXACT_KERNELS)
 def test_products_are_exact_integer_sums(kernel: type[Int8Weights]) -> None:
     """Random sums, and the largest possible with 8960 inputs, are exact, so the order of summation does not matter."""
@@ -166,7 +199,9 @@ def test_products_are_exact_integer_sums(kernel: type[Int8Weights]) -> None:
     assert torch.equal(found, (digits.double() @ levels.double().T).float())
 
 
-@pytest.mark.parametrize(("kernel", "bound"), [(OneDnnWeights, 2e-4), (FbgemmWeights, 8e-4)])
+@pytest.mark.parametrize(
+    ("kernel", "bound"), [(OneDnnWeights, 2e-4), (SignedOneDnnWeights, 2e-4), (FbgemmWeights, 8e-4)]
+)
 def test_int8_loses_only_what_rounding_its_weights_loses(kernel: type[Int8Weights], bound: float) -> None:
     """Two digits per activation leave only the weights' rounding error, even next to channels fifty times as large."""
     if kernel not in EXACT_KERNELS:

@@ -51,7 +51,7 @@ def store_for(folder: Path | None, dtype: str, cut: str = "") -> PackedStore | N
     """
     if folder is None or not PackedStore.keeps(dtype):
         return None
-    storable = check_int8() is OneDnnWeights if dtype == "int8" else can_pack(working_dtype(dtype))
+    storable = issubclass(check_int8(), OneDnnWeights) if dtype == "int8" else can_pack(working_dtype(dtype))
     return PackedStore(folder, dtype, cut) if storable else None
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cascli.models import size
-from cascli.models.cpu.int8_kernels import OneDnnWeights
+from cascli.models.cpu.int8_kernels import OneDnnWeights, int8_kernel
 from cascli.models.cpu.int8_linear import Int8Linear
 from cascli.models.cpu.mapped import around, bytes_of, layout_of, read_ahead
 from cascli.models.cpu.packed_linear import PackedLinear
@@ -98,7 +98,10 @@ class PackedStore:
         read_ahead(saved)
         if scales is None:
             return PackedLinear.of_packed(packed, bias)
-        return Int8Linear(OneDnnWeights(packed, scales), bias)
+        kernel = int8_kernel()
+        if kernel is None or not issubclass(kernel, OneDnnWeights):
+            return None
+        return Int8Linear(kernel(packed, scales), bias)
 
     def _fits(self, name: str, shape: torch.Size, saved: Tensor, layout: Tensor) -> bool:
         """Whether the bytes are what this machine would pack a layer of weights `[out, in]` into."""
