@@ -69,20 +69,21 @@ def _prediction(each: dict[str, Any]) -> str:
 
 def accuracy_table(paths: Sequence[Path]) -> str:
     """Return how far each precision is from float32 along float32's own answers."""
-    lines = []
-    for path in paths:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        lines += [
-            f"`{found['command']}`, {found['date']}, {found['processor']} (`benchmarks/results/{path.name}`):",
-            "",
-            "| | same likeliest token | perplexity over float32's | mean TV | mean KL | tokens |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for name, row in found["rows"].items():
-            lines.append(
-                f"| {name} | {row['top1_agreement']:.1%} | {row['perplexity_ratio']:.4f} | {row['mean_tv']:.4f}"
-                f" | {row['mean_kl']:.5f} | {row['tokens']} |"
-            )
+    return "\n\n".join(_accuracy_section(json.loads(path.read_text(encoding="utf-8")), path) for path in paths)
+
+
+def _accuracy_section(found: dict[str, Any], path: Path) -> str:
+    lines = [
+        f"`{found['command']}`, {found['date']}, {found['processor']} (`benchmarks/results/{path.name}`):",
+        "",
+        "| | same likeliest token | perplexity over float32's | mean TV | mean KL | tokens |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in found["rows"].items():
+        lines.append(
+            f"| {name} | {row['top1_agreement']:.1%} | {row['perplexity_ratio']:.4f} | {row['mean_tv']:.4f}"
+            f" | {row['mean_kl']:.5f} | {row['tokens']} |"
+        )
     return "\n".join(lines)
 
 
