@@ -18,17 +18,16 @@ DOCS = HERE.parent / "docs"
 
 def engines_table(paths: Sequence[Path]) -> str:
     """Return one section per results file: the engines, their speeds, and what theory predicted."""
-    return "\n\n".join(_section(json.loads(path.read_text(encoding="utf-8")), path) for path in paths)
+    return "\n\n".join(_section(json.loads(path.read_text(encoding="utf-8"))) for path in paths)
 
 
-def _section(found: dict[str, Any], path: Path) -> str:
+def _section(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     lines = [
         f"`{found['command']}`, {found['date']}, {found['processor']}, {found['cores']} cores, {versions};"
-        f" {len(found['prompts'])} prompts of {found['max_new_tokens']} tokens"
-        f" (`benchmarks/results/{path.name}`):",
+        f" {len(found['prompts'])} prompts of {found['max_new_tokens']} tokens:",
         "",
-        "| | tokens/s | to the first row | median of prompts | same answers | outside the models |",
+        "| | tokens/s | over the first row | median of prompts | same answers | outside the models |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         *(_row(row, len(found["prompts"])) for row in found["rows"]),
     ]
@@ -63,27 +62,28 @@ def scatter_of(ratio: dict[str, Any]) -> str:
 def _prediction(each: dict[str, Any]) -> str:
     return (
         f"- k = {each['k']}: acceptance {each['acceptance']:.2f}, c {each['c']:.2f}, v {each['v']:.2f}; predicted"
-        f" {each['predicted_speed_up']:.2f}x, measured {each['measured_speed_up']:.2f}x over cascli's target"
-        f" (measured / predicted {each['measured_over_predicted']:.2f})."
+        f" {each['predicted_speed_up']:.2f}x `target`, measured {each['measured_speed_up']:.2f}x"
+        f" (ratio {each['measured_over_predicted']:.2f})."
     )
 
 
 def accuracy_table(paths: Sequence[Path]) -> str:
     """Return how far each precision is from float32 along float32's own answers."""
-    lines = []
-    for path in paths:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        lines += [
-            f"`{found['command']}`, {found['date']}, {found['processor']} (`benchmarks/results/{path.name}`):",
-            "",
-            "| | same likeliest token | perplexity over float32's | mean TV | mean KL | tokens |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for name, row in found["rows"].items():
-            lines.append(
-                f"| {name} | {row['top1_agreement']:.1%} | {row['perplexity_ratio']:.4f} | {row['mean_tv']:.4f}"
-                f" | {row['mean_kl']:.5f} | {row['tokens']} |"
-            )
+    return "\n\n".join(_accuracy_section(json.loads(path.read_text(encoding="utf-8")), path) for path in paths)
+
+
+def _accuracy_section(found: dict[str, Any], path: Path) -> str:
+    lines = [
+        f"`{found['command']}`, {found['date']}, {found['processor']} (`benchmarks/results/{path.name}`):",
+        "",
+        "| | same likeliest token | perplexity over float32's | mean TV | mean KL | tokens |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in found["rows"].items():
+        lines.append(
+            f"| {name} | {row['top1_agreement']:.1%} | {row['perplexity_ratio']:.4f} | {row['mean_tv']:.4f}"
+            f" | {row['mean_kl']:.5f} | {row['tokens']} |"
+        )
     return "\n".join(lines)
 
 

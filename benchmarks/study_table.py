@@ -23,7 +23,7 @@ from cascli.sweeps.table import SweepRow, calls_per_answer, is_lossless, rows
 from cascli.trace import block_length
 
 HEADINGS = (
-    "strategy", "solved", "against target", "against random deferral", "target calls per answer",
+    "strategy", "solved", "against target", "against random deferral", "calls per answer",
     "draft steps per answer", "cost at c = .1", "c = .2", "here", "tokens", "cut", "loops", "drafts passed", "mean TV",
 )  # fmt: skip
 PRICES = (0.1, 0.2)
@@ -78,7 +78,7 @@ def _study(folder: Path) -> str:
         answers = [with_late_steps(record) for record in answers]
     found = rows(answers, with_strategies(header.plan, header.added()))
     about = (
-        f"`benchmarks/results/{folder.name}/`: {header.plan.task.dataset or header.plan.task.kind},"
+        f"### `{folder.name}`\n\n{header.plan.task.dataset or header.plan.task.kind},"
         f" {max(row.num_prompts or 0 for row in found)} problems, pair {header.pair},"
         f" {header.plan.dtype}, at most {header.plan.max_new_tokens} tokens,"
         f" {(header.date or '')[:10]}."
