@@ -63,6 +63,12 @@ def test_no_line_is_wider_than_the_page_and_no_number_is_cut(saved: Comparison, 
     assert all(f"{row.speed_vs_target:.2f}x" in table for row in saved.summary)
 
 
+def test_a_prompt_of_wide_characters_takes_one_line(saved: Comparison) -> None:
+    asked = [run.model_copy(update={"prompt": "推测解码为什么更快？" * 9}) for run in saved.runs]
+    first, *_ = page(saved.model_copy(update={"runs": asked}), 80).splitlines()
+    assert first.startswith("推测解码") and first.rstrip().endswith("...") and 60 < cell_len(first.rstrip()) <= 70
+
+
 def test_answers_can_be_left_out(saved: Comparison) -> None:
     told, whole = page(saved, 80, "none"), page(saved, 80)
     for part in ("American", "drafted and rejected"):
