@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from cascli import files
 from cascli.cli import complete
-from cascli.cli.app import app
+from cascli.cli.app import app, run
 from cascli.cli.errors import in_ascii
 from cascli.cli.progress import Progress, shortened
 from cascli.config import DEFAULT_PAIR
@@ -135,6 +135,29 @@ def test_progress_bars_keep_their_columns_in_a_narrow_terminal() -> None:
     last = [line for line in file.getvalue().replace("\x1b[2K", "\n").split("\n") if "1234" in line][-1]
     assert re.search(r"humane.*115\.1 tokens/s [━╸╺ ]{16} 1234/5678 \d:\d\d:\d\d left [-\d]", last), last
     assert len(last.rstrip()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("--max-new-tokens", "5o"),
+        ("--temperature", "hot"),
+        ("--runs", "-7"),
+        ("--schedule", "quick"),
+        ("-s", "speculative:k=quick"),
+    ],
+)
+def test_errors_about_values_name_the_value_and_repeat_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    clean_env: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cascli", "compare", "hi", name, value])
+    assert run() == 2
+    line = capsys.readouterr().err.splitlines()[0]
+    assert value.rpartition("=")[2] in line and "unable to parse" not in line and "Value error" not in line
 
 
 @pytest.mark.parametrize("where", ["show_cursor", "push_render_hook", "refresh"])
