@@ -9,6 +9,9 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+UNPARSED = ", unable to parse"
+"""Where pydantic's message about a text that is no number begins to repeat itself."""
+
 
 class CascliError(Exception):
     """Base of every error that cascli raises on purpose; `exit_code` is what the process returns."""

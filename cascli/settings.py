@@ -20,7 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from cascli.errors import UsageError, suggestion, unknown
+from cascli.errors import UNPARSED, UsageError, suggestion, unknown
 from cascli.files import printed
 from cascli.sampling.parameters import MOST_DRAFTED
 
@@ -306,7 +306,7 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> tuple[str, st
         return where, "this key is required"
     if problem["type"] == "model_type":
         return where, f"expected keys and values (got {printed(problem['input'])})"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").partition(UNPARSED)[0]
     if problem["type"] == "string_pattern_mismatch":
         message = EXPECTED.get(problem["ctx"]["pattern"], message)
     hint = ""

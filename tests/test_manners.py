@@ -7,17 +7,20 @@ import errno
 import io
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.live import Live
 from typer.testing import CliRunner, Result
 
 from cascli import files
 from cascli.cli import complete
-from cascli.cli.app import app
+from cascli.cli.app import app, run
 from cascli.cli.errors import in_ascii
 from cascli.cli.progress import Progress, shortened
 from cascli.config import DEFAULT_PAIR
@@ -26,6 +29,7 @@ from cascli.render.catalogue import SYMBOLS
 from cascli.render.console import Screen
 from cascli.render.export import check_suffix
 from cascli.render.marks import legend
+from cascli.render.race import RaceView
 from cascli.settings import from_environment
 from cascli.strategies import parse
 from tests.schema import KINDS, schema
@@ -131,6 +135,103 @@ def test_progress_bars_keep_their_columns_in_a_narrow_terminal() -> None:
     last = [line for line in file.getvalue().replace("\x1b[2K", "\n").split("\n") if "1234" in line][-1]
     assert re.search(r"humane.*115\.1 tokens/s [━╸╺ ]{16} 1234/5678 \d:\d\d:\d\d left [-\d]", last), last
     assert len(last.rstrip()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("--max-new-tokens", "5o"),
+        ("--temperature", "hot"),
+        ("--runs", "-7"),
+        ("--schedule", "quick"),
+        ("-s", "speculative:k=quick"),
+    ],
+)
+def test_errors_about_values_name_the_value_and_repeat_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    clean_env: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cascli", "compare", "hi", name, value])
+    assert run() == 2
+    line = capsys.readouterr().err.splitlines()[0]
+    assert value.rpartition("=")[2] in line and "unable to parse" not in line and "Value error" not in line
+
+
+@pytest.mark.parametrize("where", ["show_cursor", "push_render_hook", "refresh"])
+@pytest.mark.parametrize("view", ["progress", "race"])
+def test_ctrl_c_while_a_display_starts_leaves_the_cursor_visible(
+    monkeypatch: pytest.MonkeyPatch, view: str, where: str
+) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, legacy_windows=False, color_system=None)
+    owner = Live if where == "refresh" else Console
+    original, calls = getattr(owner, where), []
+
+    def interrupted(self: object, *args: object) -> object:
+        calls.append(original(self, *args))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(owner, where, interrupted)
+    screen = Screen(console, console)
+    with pytest.raises(KeyboardInterrupt), Progress(screen, "") if view == "progress" else RaceView(screen, ["target"]):
+        pytest.fail("started")
+    written = file.getvalue()
+    assert "\x1b[?25l" in written and written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
+    console.print("after")  # the display no longer redraws itself
+    assert file.getvalue().endswith("after\n")
+
+
+# Before torch is imported, a progress bar must say so, and a mistake in the command line must have been reported.
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("compare hi -c tiny-random", 9),
+        ("compare hi -c tiny-random --rules opt", 9),
+        ("compare hi -s foo", 2),
+        ("compare hi -s target -s target", 2),
+        ("compare hi --offline -c qwen3", 3),
+        ("generate hi -c tiny-random", 9),
+        ("verify --quick -c tiny-random", 9),
+        ("verify --offline -c qwen3", 3),
+        ("sweep rules -c tiny-random -o {}", 9),
+        ("eval --tasks none -c tiny-random", 9),
+        ("eval --tasks none -s foo", 2),
+        ("bench -c tiny-random", 9),
+        ("chat -c tiny-random", 9),
+        ("advise hi -c tiny-random", 9),
+    ],
+)
+def test_the_seconds_that_torch_takes_to_import_are_announced(tmp_path: Path, words: str, code: int) -> None:
+    program = """
+import os, sys
+from cascli.cli import progress
+from cascli.cli.app import main
+
+class Finder:
+    shown = False
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os._exit(9 if self.shown else 8)
+
+finder = Finder()
+sys.meta_path.insert(0, finder)
+say = progress.Progress.__enter__
+def enter(self):
+    finder.shown = True
+    return say(self)
+progress.Progress.__enter__ = enter
+main()
+"""
+    argv = [word.format(tmp_path / "out") for word in words.split()]
+    found = subprocess.run(
+        [sys.executable, "-c", program, *argv], capture_output=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert found.returncode == code, found.stderr.decode()
 
 
 @pytest.mark.parametrize("room", range(8, 80))

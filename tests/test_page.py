@@ -17,6 +17,7 @@ from cascli.render.answers import AnswerCell, side_by_side
 from cascli.render.comparison import print_comparison, prompt_line
 from cascli.render.console import WIDEST, SafeConsole, Screen, screen
 from cascli.render.marks import short_name
+from cascli.render.pairs import pairs_list
 from cascli.render.picture import svg
 from cascli.render.play import play, timeline
 from cascli.render.race import RaceView
@@ -61,6 +62,23 @@ def test_no_line_is_wider_than_the_page_and_no_number_is_cut(saved: Comparison, 
         assert len(re.findall(rf"^{re.escape(name)} ", table, flags=re.M)) == 1  # one line each
     assert "Who is Buzz Aldrin?" in text and "same" in table
     assert all(f"{row.speed_vs_target:.2f}x" in table for row in saved.summary)
+
+
+def test_a_prompt_of_wide_characters_takes_one_line(saved: Comparison) -> None:
+    asked = [run.model_copy(update={"prompt": "推测解码为什么更快？" * 9}) for run in saved.runs]
+    first, *_ = page(saved.model_copy(update={"runs": asked}), 80).splitlines()
+    assert first.startswith("推测解码") and first.rstrip().endswith("...") and 60 < cell_len(first.rstrip()) <= 70
+
+
+def test_the_list_of_pairs_fits_80_columns_with_a_pair_of_which_a_part_is_on_disk() -> None:
+    about = {"download_gb": 1.2, "memory_gb": 7, "gated": False, "note": "a note"}
+    half = {**about, "name": "qwen2.5-coder-smollm2", "on_disk_bytes": {"draft": 0, "target": 3_600_000_000}}
+    pairs = [half | {"licence": "Apache-2.0"}, half | {"licence": "Llama 3 community", "gated": True}]
+    for width in (80, 100):
+        heading, first, _, second, *_ = str(pairs_list(pairs, "none", console(width))).splitlines()
+        assert heading.endswith(" gated") and first.endswith(" no") and second.endswith(" yes")
+        assert max(map(len, (heading, first, second))) <= width
+        assert ("licence            gated" in heading) == (width == 100)
 
 
 def test_answers_can_be_left_out(saved: Comparison) -> None:

@@ -31,6 +31,8 @@ from cascli.sweeps.records import Call, Header, Record, Records
 from cascli.sweeps.run import carry_out
 from cascli.sweeps.table import SweepRow, family, front, rows
 from cascli.sweeps.tasks import Example, Task, programs, task_of
+from cascli.sweeps.units import Unit
+from cascli.sweeps.worker import Worker
 from cascli.trace import Run
 
 EXAMPLES = [path for path in sorted((pairs_folder() / "sweeps").glob("*.yaml")) if not path.stem.startswith("paper")]
@@ -504,6 +506,25 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(
     monkeypatch.setattr(job, "answers", real)
     assert run(str(plan_file), "-o", str(out), "--resume", "-q").exit_code == 0
     assert not [record for record in Records(out).read() if record.error]
+
+
+def test_an_interrupted_sweep_says_how_far_it_got_and_how_to_go_on(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(worker: Worker, unit: Unit) -> Record:
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(unit)
+        return real(worker, unit)
+
+    real, done = Worker.do, []
+    monkeypatch.setattr(Worker, "do", interrupted)
+    flags = (str(plan_file), "-o", str(tmp_path / "out"), "--limit", "1")
+    found = run(*flags)
+    assert found.exit_code == 130 and "4 of 15 answers are done; --resume continues with the others" in found.stderr
+    monkeypatch.setattr(Worker, "do", real)
+    again = run(*flags, "--resume")
+    assert again.exit_code == 0 and "answers are done" not in again.stderr
 
 
 def test_two_sweeps_in_one_folder_are_refused(plan_file: Path, tmp_path: Path) -> None:

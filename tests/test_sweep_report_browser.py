@@ -100,6 +100,20 @@ def test_a_study_with_long_names_fits_a_laptop(view: Browser, width: int) -> Non
     assert len(heights) == len(rows) > 30 and max(heights) < 64
 
 
+@pytest.mark.parametrize("width", [1060, 1200, 1280])
+def test_ranges_of_few_prompts_fit_a_laptop(view: Browser, width: int, tmp_path: Path) -> None:
+    """They are wider than intervals, and an interrupted sweep also has a column of answers."""
+    records = records_of(PLAN, prompts=3)
+    few = [row.model_copy(update={"quality_vs_random": -0.5, "quality_vs_random_interval": (-1.0, 1.0)})
+           for row in rows(records[:-1], PLAN)]  # fmt: skip
+    few = [row.model_copy(update={"quality_vs_random_interval_kind": "range"}) for row in few]
+    file = tmp_path / "report.html"
+    file.write_text(report(header_of(PLAN), few, None, records), encoding="utf-8")
+    view.size(width)
+    view.open(file)
+    assert view.too_wide("main .wide *", "!each.closest('.wide thead')") == []
+
+
 @pytest.mark.parametrize("width", [800, 1000, 1060])
 def test_strategy_names_do_not_break_within_a_word(view: Browser, width: int) -> None:
     """Between a phone and a laptop the table of strategies has less room than its columns need."""

@@ -42,7 +42,8 @@ def test_temperatures_are_separated(width: int) -> None:
     first, second = lines.index("temperature 0 (greedy)"), lines.index("temperature 1")
     assert lines[second - 1] == ""
     tables = 1 if width == 200 else 2
-    for part in (lines[first:second], lines[second:]):
+    end = next(place for place, line in enumerate(lines) if line.startswith("At temperature"))
+    for part in (lines[first:second], lines[second:end]):
         headings = [place for place, line in enumerate(part) if line.startswith("strategy")]
         assert len(headings) == tables
         for heading in headings[1:]:  # a heading may have two lines
@@ -50,7 +51,17 @@ def test_temperatures_are_separated(width: int) -> None:
         assert sum(line.startswith("spec-cascade opt") for line in part) == 6 * tables
     assert ("results.csv has more columns" in " ".join(lines[-2:])) == (width == 80)
     one_table = len(ROWS) // 2 + 4  # the heading, the line under it, and a line before it
-    assert len(lines) <= 2 * (1 + tables * one_table) + 2
+    assert end <= 2 * (1 + tables * one_table) + 2
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_what_was_found_is_said_below_the_table_as_in_the_report(width: int) -> None:
+    text = " ".join(" ".join(table(ROWS, width)).split())
+    found = findings(ROWS)
+    assert len(found) > 2
+    for sentence in found:
+        assert sentence in text and sentence.split(",")[0] in report(header_of(PLAN), ROWS, None, [])
+    assert found[0] not in " ".join(table(rows(records_of(PLAN, prompts=3), PLAN), width))
 
 
 @pytest.mark.parametrize("width", [30, 40, 60])

@@ -16,6 +16,7 @@ from cascli.analysis.matching import Matching
 from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import IntervalKind, median, median_interval, percentile, rate_ratio_interval
+from cascli.errors import UsageError
 from cascli.settings import WITHOUT_DRAFT, HasDraft
 from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds, by_strategy, prompts_of
 
@@ -47,6 +48,8 @@ DEFAULTS_WITH_HEAD = (
     "speculative-cascade:rule=cactus",
 )
 """Defaults for an EAGLE-3 head, which cannot write alone; these rules do not depend on its confidence."""
+DEFAULT_BASELINES = ("target", "speculative")
+"""Strategies that rules are compared with by default."""
 
 
 def default_strategies(pair: HasDraft) -> tuple[str, ...]:
@@ -54,6 +57,19 @@ def default_strategies(pair: HasDraft) -> tuple[str, ...]:
     if pair.by_head:
         return DEFAULTS_WITH_HEAD
     return DEFAULT_STRATEGIES if pair.draft is not None else DEFAULTS_WITHOUT_DRAFT
+
+
+def check_columns(specs: Sequence[str]) -> None:
+    """Reject columns that a table could not tell apart.
+
+    Raises:
+        UsageError: no strategy, or the same one twice.
+    """
+    duplicate = next((spec for spec in specs if specs.count(spec) > 1), None)
+    if duplicate:
+        raise UsageError(f"strategy '{duplicate}' is given twice.")
+    if not specs:
+        raise UsageError("give at least one strategy.")
 
 
 class Repeat(Data):

@@ -29,7 +29,7 @@ from cascli.cli import (
 from cascli.cli.environment import OWN
 from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, Terminated, complain, os_message, reported, silence_stdout
 from cascli.cli.help import Command, Group
-from cascli.errors import UsageError, unknown
+from cascli.errors import UNPARSED, UsageError, unknown
 
 EPILOG = f"""\
 cascli compare "Who is Buzz Aldrin?" -c tiny-random
@@ -191,8 +191,20 @@ def run() -> int:
         else:
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else "cascli"
-            complain(f"{message()}{_dash_hint(error)}\nSee {path} --help.")
+            complain(f"{_readable(message(), error.__cause__)}{_dash_hint(error)}\nSee {path} --help.")
         return USAGE
+
+
+def _readable(message: str, cause: BaseException | None) -> str:
+    """The message of a usage error; one that typer takes from pydantic is given the value that is wrong."""
+    problems = getattr(cause, "errors", None)
+    if not callable(problems):
+        return message
+    from cascli.files import printed
+
+    problem = problems()[0]
+    text = message.replace("Value error, ", "").partition(UNPARSED)[0]
+    return text if problem["type"] == "value_error" else f"{text} (got {printed(problem['input'])})"
 
 
 def _dash_hint(error: Exception) -> str:

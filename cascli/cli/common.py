@@ -182,6 +182,15 @@ class Plan:
                 self.screen.note(f"{what} the {role} model's steps took {info.capture_seconds:.1f} s up front")
 
 
+def import_torch(screen: Screen) -> None:
+    """Import torch, showing that it takes seconds."""
+    if "torch" not in sys.modules:
+        from cascli.cli.progress import Progress
+
+        with Progress(screen, "importing torch"):
+            import torch  # noqa: F401
+
+
 def _one_thread_for_tiny_models(pair: Pair) -> None:
     """Use one CPU thread for tiny models, unless OMP_NUM_THREADS is set.
 

@@ -124,12 +124,10 @@ def command(
     flags: Flags,
 ) -> None:
     """Race strategies on the same prompts: a verdict, a table, and side-by-side answers with each token's origin."""
-    from cascli.analysis.comparison import default_strategies
+    from cascli.analysis.comparison import DEFAULT_BASELINES, check_columns, default_strategies
     from cascli.analysis.requirements import Requirement
     from cascli.analysis.speculation_profile import NOTHING_DRAFTS
     from cascli.cli import matching
-    from cascli.jobs.compare import Repeats, check_columns
-    from cascli.jobs.match import DEFAULT_BASELINES
     from cascli.render import export
     from cascli.render.comparison import print_explanation
     from cascli.trace import block_length
@@ -140,7 +138,7 @@ def command(
     defaults = default_strategies(plan.config) if rule_request is None else DEFAULT_BASELINES
     strategies = plan.strategies(defaults)
     with located(plan.elsewhere("strategy")):
-        check_columns(strategies)
+        check_columns([each.spec for each in strategies])
     _check_speedup(strategies, min_speedup)
     if batch_size > 1 and schedule is Schedule.FAIR:
         raise UsageError("--schedule fair runs one answer per strategy at a time: leave out --batch-size.")
@@ -153,6 +151,8 @@ def command(
     if len(prompts) > 1:
         plan = common.for_several(plan, flags)
     pair = plan.load()
+    from cascli.jobs.compare import Repeats  # imports torch: only now, since loading shows that it takes seconds
+
     common.note_cautions(plan, strategies)
     matched = matching.find_settings(rule_request, pair, others, plan)
     strategies += matching.columns(rule_request, matched, plan.settings, strategies)

@@ -65,12 +65,14 @@ def command(
 ) -> None:
     """Run lm-evaluation-harness tasks: each strategy's scores, and what its answers cost."""
     from cascli.cli.progress import Progress
-    from cascli.evaluation.harness import EvaluationOptions, task_manager
-    from cascli.evaluation.run import Evaluating, check_folder
     from cascli.settings import default_strategy
 
     plan = common.plan(flags)
     strategies = plan.strategies(["target", default_strategy(plan.config)])
+    common.import_torch(plan.screen)
+    from cascli.evaluation.harness import EvaluationOptions, task_manager
+    from cascli.evaluation.run import Evaluating, check_folder
+
     folder = None if plan.settings.output is None else Path(plan.settings.output)
     if folder is not None:
         with located(plan.elsewhere("output")):

@@ -29,9 +29,10 @@ def executor_of(
 ) -> Iterator[Executor]:
     """A worker in this process, or a Ray cluster of them."""
     if kind is ExecutorKind.LOCAL:
-        from cascli.sweeps.worker import Worker
+        pair = inputs.load_as(plan.chosen_device, plan.chosen_dtype)
+        from cascli.sweeps.worker import Worker  # imports torch: only now, since loading shows that
 
-        yield Worker(inputs.load_as(plan.chosen_device, plan.chosen_dtype), plan, task)
+        yield Worker(pair, plan, task)
         return
     from cascli.sweeps.ray_executor import RayExecutor
 

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from cascli.render.console import Screen, unicode_ok
+from cascli.render.console import Screen, undone_if_interrupted, unicode_ok
 from cascli.trace import Run
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ class Progress:
 
     def __enter__(self) -> Self:
         """Start with the title alone."""
-        self._bars.start()
-        self._tasks[""] = self._bars.add_task(self._title, total=None)
+        with undone_if_interrupted(self._bars.console, self._bars.stop):
+            self._bars.start()
+            self._tasks[""] = self._bars.add_task(self._title, total=None)
         return self
 
     def __exit__(

@@ -204,6 +204,7 @@ def _run(
     from cascli.cli.progress import Progress
     from cascli.sweeps.plan import with_strategies
     from cascli.sweeps.run import all_failed, carry_out, completed_header
+    from cascli.sweeps.units import units
 
     for spec, reason in executor.unable().items():
         inputs.screen.note(f"the answers of {spec} will fail: {reason}")
@@ -224,6 +225,11 @@ def _run(
     finally:
         # The results of an interrupted sweep are shown and written too.
         views.show_results(records, inputs.screen, as_json=inputs.settings.json_output)
+        answered = [unit.key in done for unit in units(plan, task)]
+        if any(answered) and not all(answered):
+            inputs.screen.note(
+                f"{sum(answered)} of {len(answered)} answers are done; --resume continues with the others"
+            )
     all_failed(done)
     return plan
 

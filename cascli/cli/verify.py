@@ -36,12 +36,13 @@ def command(
     """Check that this pair on this machine follows the output distributions it claims; exit 1 if it does not."""
     from cascli.cli.progress import Progress
     from cascli.render import export
-    from cascli.render.audit import heading, row, verdict
 
     plan = common.plan(flags)
     chosen = common.parse_strategies(flags.given.strategy or [], plan.settings.num_speculative_tokens)
     outputs = export.outputs(plan.settings, formats.AUDIT)
     pair = plan.load()
+    from cascli.render.audit import heading, row, verdict  # imports torch: only now, since loading shows that
+
     shown = outputs.printed is None
     out, rows, quiet = plan.screen.out, shown and not plan.screen.quiet, shown and plan.screen.quiet
     with Progress(plan.screen, "verifying", counted=True) as progress:

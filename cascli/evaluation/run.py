@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cascli import files
+from cascli.analysis.comparison import check_columns
 from cascli.engine import check_models, environment
 from cascli.errors import UsageError
 from cascli.evaluation.harness import EvaluationOptions, as_json, evaluated, samples_as_jsonl, task_manager, version
@@ -20,7 +21,6 @@ from cascli.evaluation.scores import (
     without_samples,
 )
 from cascli.evaluation.table import Evaluation
-from cascli.jobs.compare import check_columns
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.settings import Settings
@@ -76,7 +76,7 @@ class Evaluating:
         Raises:
             UsageError: a strategy is given twice, or requires what the pair does not have.
         """
-        check_columns(strategies)
+        check_columns([each.spec for each in strategies])
         for strategy in strategies:
             check_models(self.pair, strategy)
 

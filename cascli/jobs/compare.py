@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from cascli import notebook
 from cascli.analysis.comparison import (
+    DEFAULT_BASELINES,
     Comparison,
     Row,
     by_category,
+    check_columns,
     default_strategies,
     repeats_of,
     spread_of,
@@ -142,9 +144,9 @@ def compare(
     if len(all_prompts) > 1 and max_new_tokens is None:
         settings = with_whole_answers(settings)
     if strategies is None:
-        strategies = default_strategies(pair) if request is None else matched.DEFAULT_BASELINES
+        strategies = default_strategies(pair) if request is None else DEFAULT_BASELINES
     columns = [chosen(strategy, settings) for strategy in strategies]
-    check_columns(columns)
+    check_columns([strategy.spec for strategy in columns])
     bars = notebook.bars()
     with bars or nullcontext():
         if request is not None and request.budgets:
@@ -175,20 +177,6 @@ def counting(on_progress: OnProgress, total: int) -> OnEvent:
             on_progress("answers", done, total)
 
     return event
-
-
-def check_columns(strategies: Sequence[Strategy]) -> None:
-    """Reject columns that a table could not tell apart.
-
-    Raises:
-        UsageError: no strategy, or the same one twice.
-    """
-    specs = [strategy.spec for strategy in strategies]
-    duplicate = next((spec for spec in specs if specs.count(spec) > 1), None)
-    if duplicate:
-        raise UsageError(f"strategy '{duplicate}' is given twice.")
-    if not specs:
-        raise UsageError("give at least one strategy.")
 
 
 class Repeats:

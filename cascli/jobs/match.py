@@ -22,8 +22,6 @@ from cascli.settings import Resolved
 from cascli.strategies import Strategy, parse
 
 CALL_BUDGET = "target_calls_per_token"
-DEFAULT_BASELINES = ("target", "speculative")
-"""Strategies that rules are compared with by default."""
 TOKENS = 64
 """Most tokens of a calibration answer."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
@@ -238,4 +239,4 @@ def by_prompt(runs: list[Run]) -> Iterator[list[Run]]:
 
 def _short(text: str | None, width: int = 70) -> str:
     line = plain(" ".join((text or "(token ids)").split()))
-    return line if len(line) <= width else line[: width - 3] + "..."
+    return line if cell_len(line) <= width else set_cell_size(line, width - 3).rstrip() + "..."

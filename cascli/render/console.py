@@ -7,7 +7,8 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
@@ -140,6 +141,18 @@ def screen(color: str = "auto", *, quiet: bool = False, verbose: bool = False, l
     if lasting:
         _outlast_readers()
     return Screen(_console(sys.stdout, color), _console(sys.stderr, color), quiet, verbose, color == "always")
+
+
+@contextmanager
+def undone_if_interrupted(console: Console, stop: Callable[[], None]) -> Iterator[None]:
+    """While a live display starts: stop it and show the cursor again if that fails; rich does so only for errors."""
+    try:
+        yield
+    except BaseException:
+        with suppress(IndexError):  # its hook was not set yet
+            stop()
+        console.show_cursor()
+        raise
 
 
 def plain_table(console: Console) -> Table:

@@ -22,10 +22,11 @@ def pairs_list(rows: Sequence[Mapping[str, Any]], default: str, console: Console
     cells = [HEADINGS, *(_cells(row) for row in rows)]
     widths = [max(len(each[column]) for each in cells) for column in range(len(HEADINGS))]
     width = min(console.width, WIDEST)
-    lines = [Text(f"  {_line(HEADINGS, widths)}", style="bold")]
+    gap = "  " if len(_line(HEADINGS, widths, "  ")) + 2 <= width else " "
+    lines = [Text(f"  {_line(HEADINGS, widths, gap)}", style="bold")]
     for row, row_cells in zip(rows, cells[1:], strict=True):
         mark = "* " if row["name"] == default else "  "
-        name, rest = _line(row_cells, widths)[: widths[0]], _line(row_cells, widths)[widths[0] :]
+        name, rest = _line(row_cells, widths, gap)[: widths[0]], _line(row_cells, widths, gap)[widths[0] :]
         lines.append(Text.assemble(mark, (name, "bold"), rest))
         for text in (row["note"], *(_sources(row) if verbose else ())):
             wrapped = textwrap.wrap(text, max(width - 4, 20), break_on_hyphens=False)
@@ -39,9 +40,11 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (row["name"], *sizes, row["licence"], "yes" if row["gated"] else "no")
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _line(cells: Sequence[str], widths: Sequence[int], gap: str) -> str:
     columns = enumerate(zip(cells, widths, strict=True))
-    return "  ".join(f"{cell:>{w}}" if place in RIGHT else f"{cell:{w}}" for place, (cell, w) in columns).rstrip()
+    fields = [f"{cell:>{w}}" if place in RIGHT else f"{cell:{w}}" for place, (cell, w) in columns]
+    fields[RIGHT[-1]] += "  ".removeprefix(gap)  # a number ends where the next column begins
+    return gap.join(fields).rstrip()
 
 
 def _sources(row: Mapping[str, Any]) -> Iterator[str]:

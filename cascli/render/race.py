@@ -10,7 +10,7 @@ from typing import Any, Self
 from rich.live import Live
 
 from cascli.render.answers import AnswerCell, columns_of, side_by_side
-from cascli.render.console import Screen, unicode_ok
+from cascli.render.console import Screen, undone_if_interrupted, unicode_ok
 from cascli.render.marks import is_mixed, short_name
 from cascli.trace import Handover, Round, Run
 
@@ -31,8 +31,9 @@ class RaceView:
 
     def __enter__(self) -> Self:
         """Start with empty columns."""
-        self._live.start()
-        self._draw()
+        with undone_if_interrupted(self._screen.out, self._live.stop):
+            self._live.start()
+            self._draw()
         return self
 
     def __exit__(

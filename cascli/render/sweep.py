@@ -15,7 +15,15 @@ from cascli.render.columns import Column, ever_fewer, table_of
 from cascli.render.console import fits, fitted, plain_table, unicode_ok, wrap_names
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, bounds_text, counted, number, tv
-from cascli.render.sweep_words import answers_vary, caution, differences, passed, scatter_kinds, temperature_of
+from cascli.render.sweep_words import (
+    answers_vary,
+    caution,
+    differences,
+    findings,
+    passed,
+    scatter_kinds,
+    temperature_of,
+)
 from cascli.render.table import speed_text
 from cascli.sweeps.plan import BASELINE
 from cascli.sweeps.records import Header
@@ -58,7 +66,8 @@ def sweep_tables(
 ) -> list[RenderableType]:
     """One line per strategy and temperature: quality, then its cost; and what the brackets mean.
 
-    Quality and cost are one table if they fit side by side. Notes below state what the numbers do not show.
+    Quality and cost are one table if they fit side by side. Sentences below say what was found, as a report's first
+    ones do, and notes what the numbers do not show.
 
     Args:
         rows: the rows.
@@ -84,6 +93,7 @@ def sweep_tables(
         shown += ["", over_prompts] if over_prompts is not None else []
         outcome = cost_verdict(here, fancy=unicode_ok(console))
         shown += ["", Text(outcome, style="bold")] if outcome is not None else []
+    shown += [part for sentence in findings(rows, header) for part in ("", Text(sentence, style="bold"))]
     more = [f"{whole} has more columns"] if short else []
     greedy = None if 0 in temperatures and len(temperatures) > 1 else temperatures == [0]
     costs = table_notes(rows, greedy=greedy) if any(row.costs for row in rows) else ""

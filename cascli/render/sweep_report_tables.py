@@ -107,7 +107,9 @@ def _bounds(bounds: tuple[float, float] | None, kind: IntervalKind | None, *, si
     if kind == "no scatter":
         return " <small>on every prompt</small>"
     low, high = (f"{each:+.2f}" if signed else f"{each:.2f}" for each in bounds)
-    return f" <small>{'prompts' if kind == 'range' else '95%:'} {low} to {high}</small>"
+    if kind == "range":
+        return f' <small class="range">prompts {low} to {high}</small>'
+    return f" <small>95%: {low} to {high}</small>"
 
 
 def _speed(row: SweepRow) -> str:
