@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
+from cascli.config import DEFAULT_PAIR, PairConfig, load_config, sweep_files
 from cascli.errors import ConfigError, UsageError, unknown
 from cascli.settings import (
     WHOLE_ANSWERS,
@@ -32,6 +32,7 @@ from cascli.settings import (
 )
 from cascli.strategies import parse
 from cascli.trace import with_params
+from cascli.yaml_files import read_yaml
 
 BASELINE, DRAFT = "target", "draft"
 LOSSLESS = ("target", "speculative")
