@@ -18,11 +18,11 @@ from cascli.jobs.rule_curves import lossless_calls, match, with_dial
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
-from cascli.settings import Resolved
+from cascli.settings import TARGET, Resolved
 from cascli.strategies import Strategy, parse
 
 CALL_BUDGET = "target_calls_per_token"
-DEFAULT_BASELINES = ("target", "speculative")
+DEFAULT_BASELINES = (TARGET, "speculative")
 """Strategies that rules are compared with by default."""
 TOKENS = 64
 """Most tokens of a calibration answer."""
