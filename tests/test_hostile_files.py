@@ -8,7 +8,6 @@ import json
 import lzma
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from cascli.prompts import read_prompts
 from cascli.sweeps.plan import load_plan
 from cascli.weights.manifest import NAME, is_whole
 from cascli.yaml_files import read_yaml
+from tests.commands import program
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -152,7 +152,7 @@ def test_json_errors_state_the_place() -> None:
 def show(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "x.json"
     file.write_text(text)
-    return subprocess.run([sys.executable, "-m", "cascli", "show", str(file)], capture_output=True, text=True)
+    return program("show", str(file))
 
 
 @pytest.mark.parametrize(
