@@ -71,7 +71,8 @@ def test_hostile_texts_cannot_escape_their_block(comparison: Comparison) -> None
 
 def test_a_lone_surrogate_in_a_prompt_is_accepted(text_pair: Pair) -> None:
     run = generate(text_pair, "hi", strategy="target", max_new_tokens=2).model_copy(update={"prompt": "a\udc80b"})
-    of_runs([run], "cascli").encode()
+    page = of_runs([run], "cascli")
+    assert page.encode() and data_of(page)["prompts"][0]["prompt"] == "a·b"
 
 
 def test_every_token_of_every_answer_is_shown_in_order(comparison: Comparison) -> None:
