@@ -6,7 +6,6 @@ with the same keys. Unknown keys are errors. Does not import torch.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,17 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from cascli.errors import ConfigError, UsageError, unknown
-from cascli.files import YAML_BYTES, printed, text_of
+from cascli.files import printed
 from cascli.settings import SHA256, Dtype, Settings, Strict, first_problem
+from cascli.yaml_files import read_yaml
 
 DEFAULT_PAIR = "qwen2.5-coder"
-MOST_NODES = 100_000
-"""Limit on the values in a YAML file: with aliases, 400 bytes can expand to a hundred million."""
 MOST_PARTS = 999
+_KEYS = "'draft:' and 'target:'"
+"""Examples of a pair file's keys."""
 
 
 class PypiSource(Strict):
@@ -230,110 +229,6 @@ class PairConfig(Strict):
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """Numbers as in YAML 1.2: PyYAML (1.1) reads `1e-5` as text, since it has no dot, `010` as 8 and `1:30` as 90."""
-
-    def decimal(self, node: yaml.ScalarNode) -> int:
-        """An integer, whatever zeros it begins with; 0x and 0o as in Python."""
-        text = node.value.replace("_", "").lower()
-        return int(text, 0) if text.lstrip("+-")[:2] in ("0x", "0o") else int(text)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int")]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.decimal)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int",
-    re.compile(r"^[-+]?(?:\d[\d_]*|0x[\da-f][\da-f_]*|0o[0-7][0-7_]*)$", re.I),
-    list("-+0123456789"),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:(?:\d[\d_]*)?\.\d[\d_]*(?:e[-+]?\d+)?|\d[\d_]*\.?(?:e[-+]?\d+)|\d[\d_]*\.|\.(?:inf|nan))$", re.I
-    ),
-    list("-+0123456789."),
-)
-
-
-def _parsed(text: str) -> Any:
-    """The value of a YAML document.
-
-    Raises:
-        yaml.YAMLError: not YAML, a duplicate key, or more than `MOST_NODES` values once aliases are expanded.
-    """
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _nodes(node, {}) > MOST_NODES:
-            raise yaml.YAMLError("too many values for a config file")
-        duplicate = _duplicate_key(node)
-        if duplicate is not None:
-            raise yaml.MarkedYAMLError(
-                problem=f"the key '{duplicate.value}' is given twice", problem_mark=duplicate.start_mark
-            )
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def yaml_text(value: str) -> str:
-    """A string written as a YAML value, quoted if needed."""
-    plain = value.isprintable() and not set(value) & set("{}[],#&*!|>'\"%@`:")
-    return value if plain and _parsed(value) == value else json.dumps(value, ensure_ascii=False)
-
-
-def _duplicate_key(node: yaml.Node) -> yaml.Node | None:
-    """Return a key that occurs twice in a mapping within `node`, since its first value would be lost; else None."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name is not None and name != "<<" and name in seen:
-                return key
-            seen.add(name or "")
-    inside = [] if isinstance(node, yaml.ScalarNode) else node.value
-    parts = (part for each in inside for part in (each if isinstance(each, tuple) else (each,)))
-    return next((key for key in map(_duplicate_key, parts) if key is not None), None)
-
-
-def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
-    """Number of values in `node` with all aliases expanded."""
-    if id(node) not in known:
-        known[id(node)] = MOST_NODES + 1  # found by a value that contains itself
-        inside = [] if isinstance(node, yaml.ScalarNode) else node.value
-        parts = [part for each in inside for part in (each if isinstance(each, tuple) else (each,))]
-        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
-    return known[id(node)]
-
-
-def read_yaml(path: Path, keys: str = "'draft:' and 'target:'") -> dict[str, Any]:
-    """Parse a YAML file whose top level is a mapping; `keys` are examples for the error message.
-
-    Raises:
-        ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
-    """
-    try:
-        data = _parsed(text_of(path, YAML_BYTES))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
-    except ValueError as error:  # an invalid date, a number with thousands of digits
-        raise ConfigError(f"{path}: not valid YAML: {str(error).split(';')[0]}") from None
-    except UsageError as error:
-        raise ConfigError(str(error)) from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys such as {keys} at the top level")
-    return data
-
-
 def pairs_folder() -> Path:
     """Folder of the built-in pairs: inside an installed package, or next to it in a checkout."""
     package = Path(__file__).parent
@@ -376,10 +271,10 @@ def load_config(
         raise ConfigError(unknown("pair", text, pair_files()) + ". Or give the path of a .yaml file.")
     ready = pair_files()
     if text in ready:
-        return _validated(read_yaml(ready[text]), str(ready[text].name), ready[text].parent)
+        return _validated(read_yaml(ready[text], _KEYS), str(ready[text].name), ready[text].parent)
     path = here / _at_home(text)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
-        return _validated({"name": path.stem} | read_yaml(path), str(path), path.parent)
+        return _validated({"name": path.stem} | read_yaml(path, _KEYS), str(path), path.parent)
     if path.is_dir():
         raise ConfigError(f"{text}: this is a folder, but a pair is two models: give them as --draft and --target.")
     raise ConfigError(unknown("pair", text, ready) + ". Or give the path of a .yaml file.")

@@ -26,6 +26,8 @@ from cascli.sampling.parameters import MOST_DRAFTED
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Format = Literal["json", "jsonl", "md", "csv", "parquet", "html", "svg", "png", "pdf", "txt", "speculation-profile"]
+TARGET = "target"
+"""The strategy that all others are compared with: the target model alone."""
 DEFAULT_STRATEGY = "speculative-cascade:rule=token-v3,alpha=0.3"
 """Uses k = 4 unless a flag, the environment or the pair's file sets it."""
 TOP_OF_PAGE = 5

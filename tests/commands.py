@@ -1,8 +1,9 @@
-"""The command line, in this process or as a line of a shell."""
+"""The command line, in this process, in one of its own, or as a line of a shell."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from typer.testing import CliRunner, Result
 
@@ -12,6 +13,12 @@ from cascli.cli.app import app
 def invoke(*arguments: str, stdin: str | bytes | None = None) -> Result:
     """Run a command in this process."""
     return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def program(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-m", "cascli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from cascli import Pair, load_pair
+from tests import chromium
 from tests.pairs import pair
 
 torch.set_num_threads(1)
@@ -26,6 +28,13 @@ def text_pair() -> Pair:
 def id_pair() -> Pair:
     """A pair with eight tokens, too few for text."""
     return load_pair(pair(8))
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
+    """A headless Chromium with an empty profile."""
+    with chromium.browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cascli import Pair, Run, generate, load_pair
+from cascli.analysis.profile import Profile, timing
 from cascli.jobs.synthetic import Synthetic
 from cascli.prompts import Prompt
 
@@ -115,6 +116,12 @@ def answers_of_many_kinds(loaded: Pair) -> list[list[int]]:
         ).token_ids
         for n, how in asked
     ]
+
+
+def profile_of(c: float, v: dict[int, float], context: int = 10) -> Profile:
+    """Step times in units of a target step: c of a draft step, and v of a target call over n tokens."""
+    target = {n: timing([value]) for n, value in {1: 1.0, **v}.items()}
+    return Profile(context=context, draft={1: timing([c])}, target=target)
 
 
 def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: float, speed: float) -> Iterator[Run]:

@@ -11,11 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 import cascli
 from cascli import Pair, compare
-from cascli.cli.app import app
 from cascli.cli.common import Plan
 from cascli.cli.compare import _check, _note_cuts, _run
 from cascli.cli.errors import Terminated
@@ -24,6 +22,7 @@ from cascli.errors import CheckFailed, UsageError
 from cascli.jobs import batch as batch_jobs
 from cascli.jobs import generate as generate_jobs
 from cascli.trace import ModelInfo, Run, Runs
+from tests.commands import invoke, program
 from tests.test_screen import printed, screen
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu"]
@@ -31,18 +30,7 @@ TINY = ["-c", "tiny-random", "--max-new-tokens", "6", "--device", "cpu"]
 
 @pytest.fixture
 def cli(clean_env: pytest.MonkeyPatch):
-    runner = CliRunner()
-
-    def run(*arguments: str, stdin: str | None = None) -> Result:
-        return runner.invoke(app, list(arguments), input=stdin)
-
-    return run
-
-
-def shell(*arguments: str, **more) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "cascli", *arguments], capture_output=True, text=True, check=False, **more
-    )
+    return invoke
 
 
 def test_answer_alone_on_stdout(cli) -> None:
@@ -398,10 +386,10 @@ def test_an_interruption_keeps_the_finished_answers(
 
 
 def test_version_and_debug() -> None:
-    assert shell("--version").stdout.startswith("cascli 0.")
+    assert program("--version").stdout.startswith("cascli 0.")
     import os
 
-    found = shell("generate", "x", "-c", "nothing", env=os.environ | {"CASCLI_DEBUG": "1"})
+    found = program("generate", "x", "-c", "nothing", env=os.environ | {"CASCLI_DEBUG": "1"})
     assert "Traceback" in found.stderr
     assert found.returncode == 2  # as without CASCLI_DEBUG; 1 means that a check failed
 
@@ -493,8 +481,8 @@ def test_only_answers_that_are_not_saved_are_said_to_need_a_file(
 def closed(command: str) -> subprocess.CompletedProcess[str]:
     """Run a real process in a shell, with its streams as in the command."""
     environment = {**os.environ, "PYTHONPATH": str(Path(cascli.__file__).parent.parent)}
-    program = f"{sys.executable} -m cascli {command}"
-    return subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    line = f"{sys.executable} -m cascli {command}"
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, env=environment)
 
 
 @pytest.mark.parametrize("words", ["--help", "--version", "pairs", "strategies"])
@@ -557,10 +545,10 @@ def test_interrupted_imports_exit_130_too(tmp_path: Path) -> None:
         "sys.meta_path.insert(0, Slow()); main()"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(cascli.__file__).parent.parent}"}
-    for program in ("program", "sooner"):
-        command = [sys.executable, "-m", program]
+    for module in ("program", "sooner"):
+        command = [sys.executable, "-m", module]
         found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-        assert (found.returncode, found.stderr) == (130, "cascli: interrupted\n"), program
+        assert (found.returncode, found.stderr) == (130, "cascli: interrupted\n"), module
 
 
 def test_the_package_imports_nothing_before_ctrl_c_is_caught() -> None:

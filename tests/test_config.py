@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from cascli import load_pair
-from cascli.config import PypiSource, RandomSource, load_config, pair_files, read_yaml
+from cascli.config import PypiSource, RandomSource, load_config, pair_files
 from cascli.errors import ConfigError, UsageError
 from cascli.settings import Settings, checked, from_environment, resolve
+from cascli.yaml_files import read_yaml
 from tests.pairs import pair
 from tests.schema import FOLDER, KINDS, schema
 
@@ -115,9 +116,17 @@ def test_missing_file_and_unknown_name(tmp_path: Path) -> None:
 def test_numbers_in_yaml(tmp_path: Path) -> None:
     file = tmp_path / "numbers.yaml"
     file.write_text("a: 1e-5\nb: 1E3\nc: 12\nd: '1e5'\ne: .5\nf: -2.5e+3\ng: 1.2.3\n")
-    assert read_yaml(file) == {"a": 1e-5, "b": 1000.0, "c": 12, "d": "1e5", "e": 0.5, "f": -2500.0, "g": "1.2.3"}
+    assert read_yaml(file, "'a:'") == {
+        "a": 1e-5,
+        "b": 1000.0,
+        "c": 12,
+        "d": "1e5",
+        "e": 0.5,
+        "f": -2500.0,
+        "g": "1.2.3",
+    }
     file.write_text("a: 010\nb: 1:30\nc: 0x1F\nd: 0o17\ne: -12_000\nf: 08\n")
-    assert read_yaml(file) == {"a": 10, "b": "1:30", "c": 31, "d": 15, "e": -12000, "f": 8}
+    assert read_yaml(file, "'a:'") == {"a": 10, "b": "1:30", "c": 31, "d": 15, "e": -12000, "f": 8}
 
 
 def test_truths_stay_where_a_key_takes_them() -> None:

@@ -19,12 +19,7 @@ from cascli.jobs.synthetic import Synthetic
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.settings import Settings, resolve
 from cascli.strategies import parse
-from tests.pairs import prompts, synthetic
-
-
-def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
-    target = {n: timing([value]) for n, value in {1: 1.0, **v}.items()}
-    return Profile(context=context, draft={1: timing([c])}, target=target)
+from tests.pairs import profile_of, prompts, synthetic
 
 
 def with_seconds(run: Run, **seconds: float) -> Run:
@@ -45,7 +40,7 @@ def test_bottlenecks_are_named(text_pair: Pair, any_noise: None) -> None:
     def named(acceptance: float, c: float, v: float, other: float = 0.0) -> str:
         run = generate(text_pair, "hello", strategy=Synthetic(acceptance=acceptance, k=3), max_new_tokens=40)
         return account(
-            [run := with_seconds(run, other=other)], [target, run], flat(c, {4: v}), noise=math.inf
+            [run := with_seconds(run, other=other)], [target, run], profile_of(c, {4: v}), noise=math.inf
         ).bottleneck
 
     assert named(1.0, c=3.0, v=1.0) == DRAFT
@@ -56,7 +51,7 @@ def test_bottlenecks_are_named(text_pair: Pair, any_noise: None) -> None:
 
 def test_overhead_is_taken_off_once(text_pair: Pair) -> None:
     """Without it the speed-up is the prediction, and never more than k + 1 tokens per target step."""
-    costs = flat(0.1, {5: 1.0})
+    costs = profile_of(0.1, {5: 1.0})
     ideal = gain(1.0, 4, 40, lambda j: 1 + 0.1 * j)
     target, run = synthetic(text_pair, 1.0, 4, 40, other=0.6, speed=0.4 * ideal)
     why = account([run], [target, run], costs)
@@ -72,7 +67,7 @@ def test_time_outside_the_models_counts_for_the_target_alone_too(text_pair: Pair
     spent = run.metrics.num_draft_tokens * c + rounds * (1.0 + 0.15)
     target = with_seconds(target, total=60 * 1.15, other=60 * 0.15)
     run = with_seconds(run, total=spent, other=rounds * 0.15)
-    why = account([run], [target, run], flat(c, {5: 1.0}))
+    why = account([run], [target, run], profile_of(c, {5: 1.0}))
     assert why.measured_speed_up == pytest.approx(60 * 1.15 / spent)
     predicted = gain(why.acceptance, 4, 60, lambda j: 1 + c * j)
     assert why.predicted_with_overhead == pytest.approx(predicted * 1.15 * (1 - rounds * 0.15 / spent))
@@ -84,22 +79,22 @@ def test_no_cause_is_named_if_timings_are_too_noisy(text_pair: Pair) -> None:
     predicted = gain(0.7, 4, 40, lambda j: 1 + 0.1 * j)
     for factor, noise, said in ((0.05, 2.0, "Timings differ by 200% here"), (1.0, 0.4, "Timings differ by 40% here")):
         target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=predicted * factor)
-        why = account([run], [target, run], flat(0.1, {5: 1.0}), noise=noise)
+        why = account([run], [target, run], profile_of(0.1, {5: 1.0}), noise=noise)
         assert why.bottleneck is None and said in sentence(why) and "too noisy to name a cause" in sentence(why)
 
 
 def test_slower_and_faster_by_the_same_factor_are_equally_far(text_pair: Pair) -> None:
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
-    expected = account([run], [target, run], flat(0.1, {5: 1.0})).predicted_with_overhead
+    expected = account([run], [target, run], profile_of(0.1, {5: 1.0})).predicted_with_overhead
     for factor, named in ((1.25, True), (1 / 1.25, True), (1.35, False), (1 / 1.35, False)):
         target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=(expected or 0.0) * factor)
-        why = account([run], [target, run], flat(0.1, {5: 1.0}), noise=0.3)
+        why = account([run], [target, run], profile_of(0.1, {5: 1.0}), noise=0.3)
         assert (why.bottleneck is not None) is named, factor
 
 
 def test_full_acceptance_is_never_the_bottleneck(text_pair: Pair) -> None:
     """In a short answer the last round is cut, which is not a lack of acceptance."""
-    costs = flat(0.02, {5: 1.0})
+    costs = profile_of(0.02, {5: 1.0})
     target, run = synthetic(text_pair, 1.0, 4, 10, other=0.0, speed=gain(1.0, 4, 10, lambda j: 1 + 0.02 * j))
     why = account([run], [target, run], costs)
     assert why.acceptance == 1.0 and why.bottleneck not in (None, ACCEPTANCE)
@@ -107,7 +102,7 @@ def test_full_acceptance_is_never_the_bottleneck(text_pair: Pair) -> None:
 
 def test_break_even_is_where_the_prediction_is_one(text_pair: Pair) -> None:
     target, run = synthetic(text_pair, 0.5, 4, 16, other=0.0, speed=1.0)
-    why = account([run], [target, run], flat(0.3, {5: 1.2}))
+    why = account([run], [target, run], profile_of(0.3, {5: 1.2}))
     assert why.break_even_acceptance is not None
     assert gain(why.break_even_acceptance, 4, 16, lambda j: 1 + 0.35 * j) == pytest.approx(1.0)
 
@@ -117,7 +112,7 @@ def test_a_rule_that_reads_q_late_pays_a_draft_step_when_a_block_passes(text_pai
     ask: dict[str, Any] = {"max_new_tokens": 120, "temperature": 1.0, "seed": 3}
     target = generate(text_pair, "hello", strategy="target", **ask)
     run = generate(text_pair, "hello", strategy="speculative-cascade:rule=mixture,target_weight=0.3,k=4", **ask)
-    n, profile = len(run.token_ids), flat(c := 0.2, {2: 1.05, 3: 1.1, 5: 1.2})
+    n, profile = len(run.token_ids), profile_of(c := 0.2, {2: 1.05, 3: 1.1, 5: 1.2})
     why = account([run], [target, run], profile)
     a = why.acceptance
     assert n > 60 and a is not None and 0.2 < a < 0.8
@@ -131,7 +126,7 @@ def test_a_rule_that_reads_q_late_pays_a_draft_step_when_a_block_passes(text_pai
     best = max(range(1, 5), key=lambda k: of(a, k))
     assert why.best_k == (best if of(a, best) > 1 else None)
     run, target = with_seconds(run, other=0.0), with_seconds(target, other=0.0)
-    held = account([run], [target, run], flat(0.01, {5: 1.0}), noise=math.inf)
+    held = account([run], [target, run], profile_of(0.01, {5: 1.0}), noise=math.inf)
     assert held.bottleneck == ACCEPTANCE  # at acceptance 1, every round would have that step
     assert held.without_it == pytest.approx(gain(1.0, 4, n, lambda j: 1 + 0.01 * j, behind=0.01))
     exact = generate(text_pair, "hello", strategy="speculative:k=4", **ask)
@@ -148,7 +143,7 @@ def test_rounds_at_the_limit_are_predicted_to_draft_only_what_fits(text_pair: Pa
     ]
     target = generate(text_pair, "hello", strategy="target", **ask)
     c = 0.2
-    why = account(runs, [target, *runs], flat(c, {k + 1: 1 + 0.02 * k}))
+    why = account(runs, [target, *runs], profile_of(c, {k + 1: 1 + 0.02 * k}))
     spent = sum((c + 0.02) * len(step.drafted) + 1 for run in runs for step in run.rounds)
     assert why.acceptance == pytest.approx(0.8, abs=0.05)
     assert why.predicted_speed_up == pytest.approx(60 * n / spent, rel=0.03)
@@ -167,7 +162,7 @@ def test_only_a_block_in_which_the_text_ends_was_longer_than_its_trace(text_pair
 
 
 def test_a_cause_is_named_only_if_the_prediction_holds_within_noise(text_pair: Pair) -> None:
-    costs = flat(0.1, {5: 1.0})
+    costs = profile_of(0.1, {5: 1.0})
     predicted = gain(0.7, 4, 40, lambda j: 1 + 0.1 * j)
     for factor, named in ((1.0, True), (1.05, True), (0.5, False), (1.5, False)):
         target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=predicted * factor)
@@ -218,7 +213,7 @@ def test_predictions_of_whole_answers_include_the_prompt(text_pair: Pair) -> Non
         seconds = each.metrics.seconds
         seconds = seconds.model_copy(update={"total": seconds.total + 1.0, "prefill": 1.0})
         for_prompt.append(each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})}))
-    costs = flat(0.1, {5: 1.0})
+    costs = profile_of(0.1, {5: 1.0})
     after = account([run], [target, run], costs).predicted_speed_up
     whole = account(for_prompt[1:], for_prompt, costs, whole=1.0).predicted_speed_up
     assert whole == pytest.approx(2.0 / (1.0 + 1.0 / after))
@@ -288,15 +283,15 @@ def test_break_even_covers_whole_answers_if_the_prediction_does(text_pair: Pair)
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.3)
     slow = with_seconds(run, total=3.0, prefill=2.0, other=0.0)
     once = with_seconds(target, total=2.0, prefill=1.0, other=0.0)
-    whole = account([slow], [once, slow], flat(0.1, {5: 1.0}), whole=0.67)
-    after = account([slow], [once, slow], flat(0.1, {5: 1.0}))
+    whole = account([slow], [once, slow], profile_of(0.1, {5: 1.0}), whole=0.67)
+    after = account([slow], [once, slow], profile_of(0.1, {5: 1.0}))
     assert whole.break_even_acceptance is None or whole.break_even_acceptance > (after.break_even_acceptance or 1.0)
     assert whole.predicted_speed_up < 1 < after.predicted_speed_up
 
 
 def test_the_speed_at_the_best_k_is_corrected_by_the_prediction_error(text_pair: Pair) -> None:
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
-    why = account([run], [target, run], flat(0.1, {2: 1.0, 3: 1.0, 5: 1.0}))
+    why = account([run], [target, run], profile_of(0.1, {2: 1.0, 3: 1.0, 5: 1.0}))
     assert why.best_speed_up is not None and why.measured_over_predicted is not None
     assert abs(why.measured_over_predicted - 1) > 0.1
     assert f"best k {why.best_k} ({why.best_speed_up * why.measured_over_predicted:.2f}x)" in sentence(why)
@@ -317,7 +312,7 @@ def test_scattered_step_times_count_as_noise(text_pair: Pair) -> None:
 def test_costs_are_extrapolated_beyond_the_longest_block_that_was_timed(text_pair: Pair) -> None:
     """A block of k drafts is checked by a pass over k + 1 tokens."""
     target, run = synthetic(text_pair, 0.7, 4, 40, other=0.0, speed=1.0)
-    assert [account([run], [target, run], flat(0.1, {n: 1.0})).v_extrapolated for n in (4, 5, 6)] == [
+    assert [account([run], [target, run], profile_of(0.1, {n: 1.0})).v_extrapolated for n in (4, 5, 6)] == [
         True,
         False,
         False,
@@ -334,7 +329,7 @@ def test_no_larger_k_is_advised_if_drafts_were_not_always_whole(text_pair: Pair)
             "rounds": [first.model_copy(update={"drafted": first.drafted[:1], "emitted": first.emitted[:2]}), *others]
         }
     )
-    why = account([short], [target, short], flat(0.01, {5: 1.0, 17: 1.0}))
+    why = account([short], [target, short], profile_of(0.01, {5: 1.0, 17: 1.0}))
     assert why.drafted_per_round is not None and (why.best_k, why.best_k_or_more) == (4, True)
 
 
@@ -346,7 +341,7 @@ def test_step_times_for_a_stop_are_measured_halfway_through_answers(
 
     def timed(_: Pair, context: int, **__: Any) -> Profile:
         contexts.append(context)
-        return flat(0.1, {5: 1.0})
+        return profile_of(0.1, {5: 1.0})
 
     monkeypatch.setattr("cascli.jobs.compare.profile", timed)
     asked = [parse("target"), parse("speculative:stop=rate,k=4")]
@@ -358,17 +353,17 @@ def test_step_times_for_a_stop_are_measured_halfway_through_answers(
 def test_the_k_that_ran_counts_among_the_best_even_if_its_block_was_not_timed(text_pair: Pair) -> None:
     """With no room in the context to time it, shorter blocks were called the best although they are slower."""
     target, run = synthetic(text_pair, 1.0, 8, 60, other=0.0, speed=6.0)
-    why = account([run], [target, run], flat(0.01, {2: 1.0, 3: 1.0}))
+    why = account([run], [target, run], profile_of(0.01, {2: 1.0, 3: 1.0}))
     assert (why.v_extrapolated, why.best_k, why.best_k_or_more) == (True, 8, True)
     assert "best k 8 or more (6.00x)" in sentence(why)
-    worse = account([run], [target, run], flat(2.0, {2: 1.0, 3: 1.0}))
+    worse = account([run], [target, run], profile_of(2.0, {2: 1.0, 3: 1.0}))
     assert worse.best_k is None and not worse.best_k_or_more
 
 
 def test_a_gain_that_was_measured_is_not_denied_by_the_prediction(text_pair: Pair) -> None:
     """The target's own time outside the models makes it slow; without that no block length would gain."""
     target, run = synthetic(text_pair, 0.5, 4, 40, other=0.0, speed=1.1)
-    why = account([run], [target, run], flat(0.4, {5: 1.2}))
+    why = account([run], [target, run], profile_of(0.4, {5: 1.2}))
     assert why.predicted_speed_up < 1 < why.measured_speed_up and why.best_k is None
     text = sentence(why)
     assert "k = 4 is predicted" in text and "no k is predicted to gain" in text and "no k gains" not in text
@@ -380,7 +375,7 @@ def test_a_gain_that_was_measured_is_not_denied_by_the_prediction(text_pair: Pai
 
 def test_removing_the_bottleneck_never_makes_the_measured_speed_worse(text_pair: Pair) -> None:
     """The prediction may be below the measurement by the noise; the speed without the bottleneck is corrected by it."""
-    costs, factor = flat(0.1, {5: 1.0}), 1.25
+    costs, factor = profile_of(0.1, {5: 1.0}), 1.25
     target, run = synthetic(text_pair, 0.9, 4, 40, other=0.0, speed=1.0)
     predicted = account([run], [target, run], costs).predicted_with_overhead
     target, run = synthetic(text_pair, 0.9, 4, 40, other=0.0, speed=(predicted or 0.0) * factor)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import typer.main
-from typer.testing import CliRunner
 
 import cascli
 from cascli.cli.app import app
@@ -20,6 +19,7 @@ from cascli.cli.environment import known
 from cascli.config import DEFAULT_PAIR
 from cascli.settings import DEFAULT_STRATEGY, Resolved
 from cascli.strategies import parse
+from tests.commands import invoke
 
 PACKAGE = Path(cascli.__file__).parent
 ROOT: Any = typer.main.get_command(app)
@@ -34,10 +34,6 @@ def commands(group: Any = ROOT, path: tuple[str, ...] = ()) -> dict[tuple[str, .
 
 
 ALL = commands()
-
-
-def invoke(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
 
 
 def page(*path: str, width: int = 80, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -8,19 +8,20 @@ import json
 import lzma
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cascli.config import PypiSource, load_config, read_yaml
+from cascli.config import PypiSource, load_config
 from cascli.errors import ConfigError, UsageError
 from cascli.files import bounded, json_of, printed, text_of
 from cascli.prompts import read_prompts
 from cascli.sweeps.plan import load_plan
 from cascli.weights.manifest import NAME, is_whole
+from cascli.yaml_files import read_yaml
+from tests.commands import program
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -35,7 +36,7 @@ def at_once(act: Callable[[], object], kind: type[Exception], match: str) -> Non
     assert len(str(caught.value)) < 400 and len(str(caught.value).splitlines()) <= 2
 
 
-@pytest.mark.parametrize("load", [read_yaml, load_config, load_plan])
+@pytest.mark.parametrize("load", [load_config, load_plan])
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -111,7 +112,7 @@ def test_pipes_devices_and_folders_are_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)
     at_once(lambda: read_prompts(pipe), UsageError, "not a regular file")
-    at_once(lambda: read_yaml(pipe), ConfigError, "not a regular file")
+    at_once(lambda: read_yaml(pipe, "'draft:'"), ConfigError, "not a regular file")
     at_once(lambda: read_prompts(Path("/dev/zero")), UsageError, "not a regular file")
     at_once(lambda: read_prompts(tmp_path), UsageError, "a folder")
     at_once(lambda: text_of(tmp_path / "a\0b", 10), UsageError, "cannot be read|no such file")
@@ -151,7 +152,7 @@ def test_json_errors_state_the_place() -> None:
 def show(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "x.json"
     file.write_text(text)
-    return subprocess.run([sys.executable, "-m", "cascli", "show", str(file)], capture_output=True, text=True)
+    return program("show", str(file))
 
 
 @pytest.mark.parametrize(

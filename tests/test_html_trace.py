@@ -21,6 +21,7 @@ from cascli.render.verdict import verdict
 from cascli.rules._alphas import rules_in_alpha
 from cascli.sampling.distributions import Dists, total_variation
 from cascli.trace import Detail, Emitted, Round, RoundSeconds
+from tests.colours import contrast
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked=2'>&lt;!--\x1b[31m\u202e\u2028\x00"
@@ -70,7 +71,8 @@ def test_hostile_texts_cannot_escape_their_block(comparison: Comparison) -> None
 
 def test_a_lone_surrogate_in_a_prompt_is_accepted(text_pair: Pair) -> None:
     run = generate(text_pair, "hi", strategy="target", max_new_tokens=2).model_copy(update={"prompt": "a\udc80b"})
-    of_runs([run], "cascli").encode()
+    page = of_runs([run], "cascli")
+    assert page.encode() and data_of(page)["prompts"][0]["prompt"] == "a·b"
 
 
 def test_every_token_of_every_answer_is_shown_in_order(comparison: Comparison) -> None:
@@ -184,17 +186,6 @@ def test_decisions_that_need_only_one_model() -> None:
 
 
 # --- colours ---
-
-
-def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(a: str, b: str) -> float:
-    high, low = sorted((luminance(a), luminance(b)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_all_text_has_enough_contrast_on_every_background() -> None:

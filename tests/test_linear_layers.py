@@ -27,7 +27,7 @@ from cascli.models.cpu.int8_kernels import (
 )
 from cascli.models.cpu.int8_linear import Int8Linear, SharedDigits, to_levels
 from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
-from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair, torch_version
+from tests.pairs import ARCHITECTURES, EVERY_ARCHITECTURE, float32_by_rows, pair, stored_alone, torch_version
 
 MOST = 15
 EXACT_KERNELS = [kernel for kernel in KERNELS if kernel.is_available() and is_exact(kernel)]
@@ -268,12 +268,8 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """A pair that loads one folder twice, and a separate cache that stores even small models."""
     monkeypatch.setenv("CASCLI_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("cascli.models.size.LARGE", 1)
-    made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))
-    stock = AutoModelForCausalLM.from_config(made.target.model.config, dtype=torch.bfloat16)
-    stock.save_pretrained(tmp_path / "model")
-    made.tokenizer.save_pretrained(tmp_path / "model")
-    source = {"source": {"path": str(tmp_path / "model")}}
-    return {"name": "stored", "draft": source, "target": source}
+    alone = stored_alone(tmp_path / "model")
+    return {"name": "stored", "draft": alone["target"], **alone}
 
 
 def logits(mapping: dict, dtype: str = "int8") -> torch.Tensor:

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from rich.live import Live
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from cascli import files
 from cascli.cli import complete
-from cascli.cli.app import app, run
+from cascli.cli.app import run
 from cascli.cli.errors import in_ascii
 from cascli.cli.progress import Progress, shortened
 from cascli.config import DEFAULT_PAIR
@@ -32,6 +32,7 @@ from cascli.render.marks import legend
 from cascli.render.race import RaceView
 from cascli.settings import from_environment
 from cascli.strategies import parse
+from tests.commands import invoke
 from tests.schema import KINDS, schema
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "4"]
@@ -39,10 +40,7 @@ TINY = ["-c", "tiny-random", "--max-new-tokens", "4"]
 
 @pytest.fixture
 def cli(clean_env: pytest.MonkeyPatch) -> Callable[..., Result]:
-    def run(*arguments: str, stdin: str | None = None) -> Result:
-        return CliRunner().invoke(app, list(arguments), input=stdin)
-
-    return run
+    return invoke
 
 
 def test_a_misspelt_variable_is_reported_but_is_not_an_error(cli, clean_env: pytest.MonkeyPatch) -> None:

@@ -13,15 +13,14 @@ import torch
 import yaml
 from nbclient import NotebookClient
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner, Result
 
 from cascli import compare, load_pair, sweep
 from cascli.analysis.comparison import Comparison
-from cascli.cli.app import app
 from cascli.config import HubSource, PathSource, load_config, pair_of_models, source_of
 from cascli.errors import ConfigError, UsageError
 from cascli.jobs import step_times
 from cascli.sweeps.records import Records
+from tests.commands import invoke
 from tests.pairs import ARCHITECTURES, pair
 
 FEW = ["--max-new-tokens", "5", "--device", "cpu", "--temperature", "0"]
@@ -59,10 +58,7 @@ def cli(clean_env: pytest.MonkeyPatch, models: Path, tmp_path: Path):
     clean_env.chdir(models)
     clean_env.setenv("CASCLI_HOME", str(tmp_path / "home"))
 
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(app, list(arguments))
-
-    return run
+    return invoke
 
 
 # ---- what a name means

@@ -24,6 +24,7 @@ from cascli.render.race import RaceView
 from cascli.render.theme import PALETTES, theme
 from cascli.render.verdict import verdict
 from cascli.trace import Drafted, Emitted, Handover, Round, RoundSeconds
+from tests.colours import contrast
 
 SAVED = Path(__file__).parents[1] / "benchmarks" / "results" / "compare-default.json"
 
@@ -298,17 +299,6 @@ def test_on_a_narrow_terminal_names_wrap_and_numbers_do_not(saved: Comparison, w
     text = page(saved, width)
     table = text[text.index("strategy ") : text.index("qwen2.5-coder:")]
     assert "…" not in table and all(f"{row.speed_vs_target:.2f}x" in table for row in saved.summary)
-
-
-def luminance(color: str) -> float:
-    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(a: str, b: str) -> float:
-    high, low = sorted((luminance(a), luminance(b)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from cascli.strategies.base import Speculating
 from cascli.strategies.speculative import Speculative
 from cascli.strategies.speculative_cascade import SpeculativeCascade
 from cascli.strategies.token_cascade import TokenCascade
+from tests.commands import program
 from tests.laws.models import engine_law, reference_law
 from tests.laws.tables import target
 from tests.laws.test_drafters import CONTRACT
@@ -87,16 +88,11 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
 
-def cascli(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cascli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
 def test_a_rule_from_another_package_works(installed: dict[str, str]) -> None:
-    listed = cascli(installed, "strategies")
-    answered = cascli(
-        installed, "generate", "hi", "-c", "tiny-random", "-s", "speculative-cascade:rule=keep-some,alpha=0.2,k=2",
-        "--max-new-tokens", "4", "--json",
+    listed = program("strategies", env=installed)
+    answered = program(
+        "generate", "hi", "-c", "tiny-random", "-s", "speculative-cascade:rule=keep-some,alpha=0.2,k=2",
+        "--max-new-tokens", "4", "--json", env=installed,
     )  # fmt: skip
     assert '"rule":"keep-some"' in answered.stdout, answered.stderr
     # A rule that cannot be imported does not hide the others, and the package's own rules are not replaced.
@@ -114,7 +110,7 @@ def test_a_rule_from_another_package_works(installed: dict[str, str]) -> None:
     ],
 )
 def test_a_faulty_plugin_is_explained_in_one_sentence(installed: dict[str, str], rule: str, said: str) -> None:
-    ended = cascli(installed, "generate", "hi", "-c", "tiny-random", "-s", f"token-cascade:rule={rule}")
+    ended = program("generate", "hi", "-c", "tiny-random", "-s", f"token-cascade:rule={rule}", env=installed)
     assert ended.returncode == 2 and said in ended.stderr and len(ended.stderr.splitlines()) <= 2
 
 
@@ -124,7 +120,7 @@ def test_broken_rules_are_not_among_all_rules(installed: dict[str, str]) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
     found = done.stdout.split()
     assert {"keep-some", "opt", "token-v3"} <= {*found} and not {"broken", "no-rule", "half", "asks"} & {*found}
-    listed = cascli(installed, "strategies")
+    listed = program("strategies", env=installed)
     assert listed.returncode == 0 and "keep-some" in listed.stdout and "Half lacks keep" in listed.stderr
 
 

@@ -8,26 +8,21 @@ import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
-from cascli.analysis.profile import Profile, interpolated, timing
+from cascli.analysis.profile import interpolated
 from cascli.analysis.prospects import prospects
 from cascli.config import load_config
 from cascli.jobs.profile import blocks_for, profile
 from cascli.jobs.step_times import RunOptions, load_step_times, save_step_times
-from tests.pairs import EVERY_ARCHITECTURE, pair
-
-
-def flat(c: float, v: dict[int, float], context: int = 10) -> Profile:
-    target = {n: timing([value]) for n, value in {1: 1.0, **v}.items()}
-    return Profile(context=context, draft={1: timing([c])}, target=target)
+from tests.pairs import EVERY_ARCHITECTURE, pair, profile_of
 
 
 def test_v_is_interpolated_and_extrapolated() -> None:
-    found = flat(0.2, {2: 1.0, 4: 2.0})
+    found = profile_of(0.2, {2: 1.0, 4: 2.0})
     assert [found.v(n) for n in (1, 2, 3, 4, 8)] == [1.0, 1.0, 1.5, 2.0, 4.0]
     assert found.c == 0.2 and found.longest == 4
-    assert flat(0.2, {9: 1.0}).v(33) == 1.0, "flat costs stay flat, whatever the block"
-    assert flat(0.2, {8: 1.4, 9: 1.3}).v(33) == 1.3, "noise must not make blocks cheaper for ever"
-    assert flat(0.2, {}).v(5) == 1.0
+    assert profile_of(0.2, {9: 1.0}).v(33) == 1.0, "flat costs stay flat, whatever the block"
+    assert profile_of(0.2, {8: 1.4, 9: 1.3}).v(33) == 1.3, "noise must not make blocks cheaper for ever"
+    assert profile_of(0.2, {}).v(5) == 1.0
     assert interpolated({2: 5.0, 4: 7.0}, 1) == 4.0
 
 
@@ -35,7 +30,7 @@ def test_v_is_interpolated_and_extrapolated() -> None:
 def test_prospects_extend_only_as_far_as_the_timed_blocks(c: float, a: float, k: int, gain: float) -> None:
     """The papers' case, v = 1: if timed up to 33 tokens, the best k is theirs; up to 9, it may be longer."""
     far, near = (
-        next(each for each in prospects(flat(c, dict.fromkeys(blocks, 1.0))) if each.acceptance == a)
+        next(each for each in prospects(profile_of(c, dict.fromkeys(blocks, 1.0))) if each.acceptance == a)
         for blocks in ((9, 12, 17, 33), range(2, 10))
     )
     assert (far.best_k, far.or_more) == (k, False) and far.speed_up == pytest.approx(gain, abs=0.005)
@@ -43,7 +38,7 @@ def test_prospects_extend_only_as_far_as_the_timed_blocks(c: float, a: float, k:
 
 
 def test_no_k_is_advised_where_none_gains() -> None:
-    found = prospects(flat(0.9, {2: 1.5, 9: 4.0}))
+    found = prospects(profile_of(0.9, {2: 1.5, 9: 4.0}))
     assert [each.best_k for each in found] == [None] * len(found)
     assert all(each.speed_up < 1 for each in found)
 
@@ -92,9 +87,9 @@ def test_step_times_are_reused_only_for_the_same_configuration(tmp_path: Path, c
     ids.write_text("1\n2\n")
     made = pair()
     config = load_config(made | {"draft": made["draft"] | {"vocab": str(ids)}})
-    save_step_times(config, RunOptions(dtype="int8", threads=2), flat(0.2, {2: 1.0}))
+    save_step_times(config, RunOptions(dtype="int8", threads=2), profile_of(0.2, {2: 1.0}))
     found = load_step_times(config, RunOptions(dtype="int8", threads=2))
-    assert found is not None and found.profile == flat(0.2, {2: 1.0})
+    assert found is not None and found.profile == profile_of(0.2, {2: 1.0})
     others = [
         RunOptions(),
         RunOptions(dtype="int8"),

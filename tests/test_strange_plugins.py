@@ -35,6 +35,7 @@ from cascli.strategies.speculative import Speculative
 from cascli.strategies.speculative_cascade import SpeculativeCascade
 from cascli.strategies.token_cascade import TokenCascade
 from cascli.trace import Drafted, Emitted, Handover, Round, StepCosts
+from tests.commands import program
 from tests.laws.models import engine_law, reference_law
 from tests.laws.tables import target
 from tests.pairs import near, pair, prompts
@@ -625,13 +626,8 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
 
-def cascli(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cascli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
 def test_broken_plugins_do_not_hide_the_others_from_the_list(installed: dict[str, str]) -> None:
-    done = cascli(installed, "strategies")
+    done = program("strategies", env=installed)
     assert done.returncode == 0 and "token-v3" in done.stdout and "good" in done.stdout and "adaedl" in done.stdout
     said = " ".join(done.stderr.split())
     for each in (
@@ -642,18 +638,18 @@ def test_broken_plugins_do_not_hide_the_others_from_the_list(installed: dict[str
         "strategy 'lost' of odd_missing:X: ModuleNotFoundError",
     ):  # fmt: skip
         assert each in said, (each, said)
-    one = cascli(installed, "strategies", "chow")
+    one = program("strategies", "chow", env=installed)
     assert one.returncode == 0 and "speculative-cascade:rule=chow" in one.stdout
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"], ["-q"]])
 def test_a_broken_plugin_that_was_asked_for_is_an_error(installed: dict[str, str], flags: list[str]) -> None:
     """The others that were asked for are shown nevertheless."""
-    done = cascli(installed, "strategies", "leaves", "opt", *flags)
+    done = program("strategies", "leaves", "opt", *flags, env=installed)
     assert done.returncode == 2 and "speculative-cascade:rule=opt" in done.stdout
     assert done.stderr.splitlines()[-1] == "cascli: rule 'leaves' of odd_leaves:X: SystemExit: 0"
     for name, said in (("hinted", "the rule 'hinted' of odd: NameError"), ("lost", "strategy 'lost' of odd_missing:X")):
-        done = cascli(installed, "strategies", name, *flags)
+        done = program("strategies", name, *flags, env=installed)
         assert (done.returncode, done.stdout) == (2, "") and f"cascli: {said}" in done.stderr
 
 
@@ -671,7 +667,7 @@ def test_a_broken_plugin_that_was_asked_for_is_an_error(installed: dict[str, str
 def test_a_broken_plugin_requested_by_name_is_explained(
     installed: dict[str, str], strategy: str, code: int, said: str
 ) -> None:
-    done = cascli(installed, "generate", "hi", "-c", "tiny-random", "-s", strategy, "--max-new-tokens", "3")
+    done = program("generate", "hi", "-c", "tiny-random", "-s", strategy, "--max-new-tokens", "3", env=installed)
     assert done.returncode == code and said in done.stderr and len(done.stderr.splitlines()) <= 2, done.stderr
 
 
@@ -693,7 +689,7 @@ def test_broken_plugins_are_not_among_all_usable_ones(installed: dict[str, str])
 )
 def test_left_out_plugins_are_reported(installed: dict[str, str], command: tuple[str, ...], kinds: str) -> None:
     """Commands that use all of a kind report what they leave out; a command that names one reports nothing."""
-    done = cascli(installed, *command, "-c", "tiny-random", "--max-new-tokens", "2", "--color", "never")
+    done = program(*command, "-c", "tiny-random", "--max-new-tokens", "2", "--color", "never", env=installed)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
     of_rules = (
@@ -727,9 +723,10 @@ def test_answers_of_other_strategies_are_kept_if_a_rule_fails(
     """A rule that fails at its 31st position does not lose the answers of other strategies."""
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"prompt": "hi"}\n{"prompt": "ho"}\n')
-    done = cascli(
-        installed, "compare", "--prompts", str(asked), "-c", "tiny-random", "-s", "target", "-s", "speculative:k=2",
+    done = program(
+        "compare", "--prompts", str(asked), "-c", "tiny-random", "-s", "target", "-s", "speculative:k=2",
         "-s", "speculative-cascade:rule=late,k=2", "--max-new-tokens", "24", "-o", str(tmp_path / "kept.json"), *more,
+        env=installed,
     )  # fmt: skip
     assert done.returncode == 3 and "the rule 'late' of odd: ValueError: boom" in done.stderr, done.stderr
     assert "failed: these are the answers so far" in done.stderr and "Traceback" not in done.stderr

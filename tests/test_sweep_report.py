@@ -78,7 +78,8 @@ def test_no_text_is_interpreted_as_markup() -> None:
 
 
 def test_half_a_character_in_an_answer_can_be_encoded() -> None:
-    page_of("a\udc80b").encode()
+    page = page_of("a\udc80b")
+    assert page.encode() and "a?b asked" in Elements(page).text
 
 
 def test_the_page_loads_nothing_external() -> None:

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
 
 from cascli import Pair, compare, generate, load_pair
 from cascli.analysis import theory
 from cascli.analysis.comparison import Comparison
 from cascli.analysis.explanation import account
 from cascli.analysis.profile import Profile, timing
-from cascli.cli.app import app
 from cascli.render.explanation import sentence, steps_line
+from tests.commands import invoke
 from tests.pairs import model, pair
 
 LOOKUP = "speculative:draft=prompt-lookup,k=4"
@@ -30,38 +29,34 @@ def alone(tmp_path: Path) -> str:
     return str(file)
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
-
-
 def test_generate_and_compare_draft_without_a_model(alone: str, tmp_path: Path) -> None:
     asked = ("a rose is a rose is a rose", "-c", alone, "--max-new-tokens", "12", "--color", "never")
-    said = run("generate", *asked, "--json")
+    said = invoke("generate", *asked, "--json")
     assert said.exit_code == 0, said.output
     document = json.loads(said.stdout)
     assert document["params"]["draft"] == "prompt-lookup" and document["pair"]["draft"] is None
     assert document["metrics"]["draft_calls"] == 0 and document["metrics"]["total_flops"] > 0
-    shown = run("compare", *asked, "-o", str(tmp_path / "c.json"))
+    shown = invoke("compare", *asked, "-o", str(tmp_path / "c.json"))
     assert shown.exit_code == 0, shown.output
     assert "speculative by prompt-lookup" in " ".join(shown.stdout.split()) and "alone: target float32" in shown.stdout
-    again = run("show", str(tmp_path / "c.json"))
+    again = invoke("show", str(tmp_path / "c.json"))
     assert again.exit_code == 0 and "prompt-lookup" in again.stdout
 
 
 def test_strategies_that_need_a_draft_model_are_refused_in_one_sentence(alone: str) -> None:
     for strategy in ("speculative", "cascade"):
-        said = run("generate", "hi", "-c", alone, "-s", strategy)
+        said = invoke("generate", "hi", "-c", alone, "-s", strategy)
         assert said.exit_code == 2 and "pair 'alone' has none" in said.stderr and len(said.stderr.splitlines()) <= 2
-    said = run("bench", "-c", alone, "--context", "20", "--repeats", "1", "--synthetic-acceptance", "0.5")
+    said = invoke("bench", "-c", alone, "--context", "20", "--repeats", "1", "--synthetic-acceptance", "0.5")
     assert said.exit_code == 2 and "needs a draft model" in said.stderr
 
 
 def test_bench_times_the_target(alone: str, tmp_path: Path) -> None:
-    said = run("bench", "-c", alone, "--context", "20", "--repeats", "2", "--json")
+    said = invoke("bench", "-c", alone, "--context", "20", "--repeats", "2", "--json")
     assert said.exit_code == 0, said.output
     [profile] = json.loads(said.stdout)["profiles"]
     assert profile["draft"] == {} and len(profile["target"]) > 5
-    shown = run("bench", "-c", alone, "--context", "20", "--repeats", "2", "--plot", str(tmp_path / "b.png"))
+    shown = invoke("bench", "-c", alone, "--context", "20", "--repeats", "2", "--plot", str(tmp_path / "b.png"))
     assert shown.exit_code == 0 and "alone: target float32" in shown.stdout, shown.output
     assert (tmp_path / "b.png").stat().st_size > 10_000
 
@@ -106,5 +101,5 @@ def test_a_draft_without_a_source_is_an_error(tmp_path: Path) -> None:
     """`draft:` may be omitted, or null; anything else is a model."""
     file = tmp_path / "x.yaml"
     file.write_text(yaml.safe_dump({"draft": {"sorce": 1}, "target": model(2, 300)}))
-    said = run("generate", "hi", "-c", str(file))
+    said = invoke("generate", "hi", "-c", str(file))
     assert said.exit_code == 2 and "draft" in said.stderr and "source" in said.stderr

@@ -21,9 +21,9 @@ from cascli.analysis.replay import Machine
 from cascli.analysis.requirements import apart
 from cascli.analysis.statistics import FEWEST, LEVEL, IntervalKind, difference_interval
 from cascli.errors import UsageError
+from cascli.settings import TARGET
 from cascli.trace import Data, Document, PairInfo, SamplingInfo
 
-TARGET = "target"
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Values of mean TV to the target at which the gain from leniency is reported."""
 SAFE = 0.9

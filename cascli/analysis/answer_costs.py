@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.statistics import UNSEEN, IntervalKind, ratio_interval, ratio_of_totals
+from cascli.settings import TARGET
 from cascli.trace import Data, Run, block_length
 
 MAX_SHARE_CUT = 0.1
@@ -151,10 +152,10 @@ def answer_costs(spec: str, answers: Answers) -> AnswerCosts | None:
     if not ours:
         return None
     tokens = sum(each.tokens for each in ours)
-    target = answers.get("target", ())
+    target = answers.get(TARGET, ())
     reference = _lossless(spec, answers)
     lossless = answers[reference] if reference else ()
-    withheld = _withheld({spec: ours, "target": target, **({reference: lossless} if reference else {})})
+    withheld = _withheld({spec: ours, TARGET: target, **({reference: lossless} if reference else {})})
     whole = [each for each in ours if each.whole]
     return AnswerCosts(
         target_calls_per_answer=fmean(each.target_calls for each in ours),

@@ -17,8 +17,8 @@ from cascli.analysis.percentiles import Percentiles, percentiles
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import IntervalKind, median, median_interval, percentile, rate_ratio_interval
 from cascli.errors import UsageError
-from cascli.settings import WITHOUT_DRAFT, HasDraft
-from cascli.trace import Data, Distances, Document, ExitInfo, Run, Seconds, by_strategy, prompts_of
+from cascli.settings import TARGET, WITHOUT_DRAFT, HasDraft
+from cascli.trace import Data, Distances, Document, ExitInfo, Metrics, Run, Seconds, by_strategy, prompts_of
 
 if TYPE_CHECKING:
     import pandas
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NAMED = 3
 """Number of strategies named in a comparison's one-line summary."""
 DEFAULT_STRATEGIES = (
-    "target",
+    TARGET,
     "draft",
     "cascade",
     "token-cascade",
@@ -35,20 +35,20 @@ DEFAULT_STRATEGIES = (
     "speculative-cascade:rule=token-v3",
 )
 DEFAULTS_WITHOUT_DRAFT = (
-    "target",
+    TARGET,
     f"speculative:{WITHOUT_DRAFT}",
     f"speculative-cascade:rule=token-v3,{WITHOUT_DRAFT}",
 )
 
 
 DEFAULTS_WITH_HEAD = (
-    "target",
+    TARGET,
     "speculative",
     "speculative-cascade:rule=mentored",
     "speculative-cascade:rule=cactus",
 )
 """Defaults for an EAGLE-3 head, which cannot write alone; these rules do not depend on its confidence."""
-DEFAULT_BASELINES = ("target", "speculative")
+DEFAULT_BASELINES = (TARGET, "speculative")
 """Strategies that rules are compared with by default."""
 
 
@@ -255,7 +255,7 @@ def spread_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> float | None:
         for columns in repeats
         for runs in columns
         for run in runs
-        if run.strategy == "target"
+        if run.strategy == TARGET
         for round_ in run.rounds
     ]
     if len(steps) < 8:
@@ -266,7 +266,7 @@ def spread_of(repeats: Sequence[Sequence[Sequence[Run]]]) -> float | None:
 def summarise(repeats: Sequence[Sequence[Sequence[Run]]]) -> list[Row]:
     """Return one row per strategy from `repeats[repeat][strategy][prompt]`."""
     first = repeats[0]
-    base = next((i for i, runs in enumerate(first) if runs and runs[0].strategy == "target"), None)
+    base = next((i for i, runs in enumerate(first) if runs and runs[0].strategy == TARGET), None)
     answers = {runs[0].spec: _answered(runs) for runs in first if runs}
     return [_row(repeats, column, base, answers) for column in range(len(first))]
 
@@ -299,30 +299,12 @@ def _answered(runs: Sequence[Run]) -> list[Answered]:
 
 def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | None, answers: Answers) -> Row:
     runs = repeats[0][column]
-    metrics = [run.metrics for run in runs]
+    every = [run for repeat in repeats for run in repeat[column]]
+    metrics, totals = [run.metrics for run in runs], [run.metrics.seconds for run in every]
     tokens = sum(len(run.token_ids) for run in runs)
     cut = sum(run.finish_reason == "length" for run in runs)
     seconds = median([sum(run.metrics.seconds.total for run in repeat[column]) for repeat in repeats])
     ratios = [] if base is None else [_speed(repeat[column]) / _speed(repeat[base]) for repeat in repeats]
-    drafted = sum(m.num_draft_tokens for m in metrics)
-    tested = sum(m.num_tested_draft_tokens or 0 for m in metrics)
-    accepted = sum(m.num_accepted_draft_tokens for m in metrics)
-    rounds = sum(m.num_rounds for m in metrics)
-    tvs = [token.tv for run in runs for token in run.emitted]
-    known = [tv for tv in tvs if tv is not None]
-    lossless = [m.lossless for m in metrics]
-    every = [run for repeat in repeats for run in repeat[column]]
-    totals = [run.metrics.seconds for run in every]
-    pairs = (
-        []
-        if base is None
-        else [
-            (run, target)
-            for run, target in zip(runs, repeats[0][base], strict=True)
-            if run.prompt_token_ids == target.prompt_token_ids  # later turns follow each strategy's own answers
-        ]
-    )
-    alike = [_alike(run, target) for run, target in pairs]
     return Row(
         strategy=runs[0].spec,
         oracle=runs[0].oracle,
@@ -340,30 +322,17 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         **_scatter(repeats, column, base, ratios),
         target_calls_per_token=sum(m.target_calls for m in metrics) / tokens,
         draft_calls_per_token=sum(m.draft_calls for m in metrics) / tokens,
-        draft_acceptance_rate=accepted / drafted if drafted else None,
-        tested_acceptance_rate=accepted / tested if tested else None,
-        mean_acceptance_length=1 + accepted / rounds if drafted else None,
+        **_acceptance(metrics),
         shared_mass=_shared_mass(runs),
         deferral_rate=_weighted_deferral(runs),
-        mean_tv_to_target=sum(known) / len(known) if known and len(known) == len(tvs) else None,
-        max_tv_to_target=max(known) if known and len(known) == len(tvs) else None,
-        lossless=None if None in lossless else all(lossless),
-        first_divergence=first_divergence(*pairs[0]) if pairs else None,
-        answers=sum(same is not None for same in alike) if base is not None else None,
-        answers_same=alike.count(True) if base is not None else None,
-        same_as_target=None if base is None else False if False in alike else None if None in alike else True,
-        ttft=percentiles([run.metrics.ttft_seconds for run in every]),
-        # In a batch only shares of its time are known, and they are not latencies.
-        seconds_per_token=percentiles([run.metrics.seconds_per_token for run in every if run.batch_size == 1]),
-        round_seconds=percentiles(
-            [round_.seconds.total for run in every if run.batch_size == 1 for round_ in run.rounds[1:]]
-        ),
+        **_loss(runs),
+        **_agreement(runs, None if base is None else repeats[0][base]),
+        **_latencies(every),
         other_share=sum(each.other for each in totals) / sum(each.total for each in totals),
         flops_per_token=_per_token([m.total_flops for m in metrics], tokens),
         weight_bytes_per_token=_per_token([m.weight_bytes_read for m in metrics], tokens),
         peak_memory_bytes=max((run.metrics.peak_memory_bytes or 0 for run in every), default=0) or None,
         costs=answer_costs(runs[0].spec, answers),
-        distances=total(m.distances for m in metrics),
     )
 
 
@@ -393,6 +362,61 @@ def _scatter(
         "speed_interval": (interval.low, interval.high),
         "speed_interval_kind": interval.kind,
         "speed_interval_over": over,
+    }
+
+
+def _acceptance(metrics: Sequence[Metrics]) -> dict[str, float | None]:
+    """Return the fields of a row for how many drafted tokens were kept."""
+    drafted = sum(m.num_draft_tokens for m in metrics)
+    tested = sum(m.num_tested_draft_tokens or 0 for m in metrics)
+    accepted = sum(m.num_accepted_draft_tokens for m in metrics)
+    rounds = sum(m.num_rounds for m in metrics)
+    return {
+        "draft_acceptance_rate": accepted / drafted if drafted else None,
+        "tested_acceptance_rate": accepted / tested if tested else None,
+        "mean_acceptance_length": 1 + accepted / rounds if drafted else None,
+    }
+
+
+def _loss(runs: Sequence[Run]) -> dict[str, object]:
+    """Return the fields of a row for how far the output distribution is from the target's."""
+    tvs = [token.tv for run in runs for token in run.emitted]
+    known = [tv for tv in tvs if tv is not None]
+    whole = known and len(known) == len(tvs)
+    lossless = [run.metrics.lossless for run in runs]
+    return {
+        "mean_tv_to_target": sum(known) / len(known) if whole else None,
+        "max_tv_to_target": max(known) if whole else None,
+        "lossless": None if None in lossless else all(lossless),
+        "distances": total(run.metrics.distances for run in runs),
+    }
+
+
+def _agreement(runs: Sequence[Run], targets: Sequence[Run] | None) -> dict[str, object]:
+    """Return the fields of a row for how many answers equal the target's."""
+    if targets is None:
+        return {"first_divergence": None, "same_as_target": None}
+    pairs = [
+        (run, target)
+        for run, target in zip(runs, targets, strict=True)
+        if run.prompt_token_ids == target.prompt_token_ids  # later turns follow each strategy's own answers
+    ]
+    alike = [_alike(run, target) for run, target in pairs]
+    return {
+        "first_divergence": first_divergence(*pairs[0]) if pairs else None,
+        "answers": sum(same is not None for same in alike),
+        "answers_same": alike.count(True),
+        "same_as_target": False if False in alike else None if None in alike else True,
+    }
+
+
+def _latencies(every: Sequence[Run]) -> dict[str, Percentiles | None]:
+    """Return the fields of a row for the seconds of its parts, from the runs of all repeats."""
+    alone = [run for run in every if run.batch_size == 1]  # a batch's times are shares of it, and not latencies
+    return {
+        "ttft": percentiles([run.metrics.ttft_seconds for run in every]),
+        "seconds_per_token": percentiles([run.metrics.seconds_per_token for run in alone]),
+        "round_seconds": percentiles([round_.seconds.total for run in alone for round_ in run.rounds[1:]]),
     }
 
 

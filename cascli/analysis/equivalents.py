@@ -13,6 +13,7 @@ from typing import Any
 
 from cascli.config import EAGLE3_PREFIX
 from cascli.sampling.parameters import Sampling
+from cascli.settings import TARGET
 from cascli.trace import Data, PairInfo, block_length
 
 NO_RULE = "verification is exact there, and rejects drafts that this rule would keep"
@@ -57,9 +58,9 @@ def use(
     temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
     drawn = {"temperature": temperature} | ({"top_k": top_k} if top_k else {}) | ({"top_p": top_p} if top_p < 1 else {})
     nameless = [role.upper() for role, model in pair.models.items() if _model(model.source, "") == ""]
-    vllm, vllm_note = _vllm(params, pair, temperature, fixed_k, plain=strategy == "target")
+    vllm, vllm_note = _vllm(params, pair, temperature, fixed_k, plain=strategy == TARGET)
     sampled = {"do_sample": True, **asdict(sampling)} if temperature else {"do_sample": False}
-    hf, hf_note = _transformers(params, pair, sampled, fixed_k, plain=strategy == "target")
+    hf, hf_note = _transformers(params, pair, sampled, fixed_k, plain=strategy == TARGET)
     return Use(
         yaml="\n  ".join(
             ["defaults:", f"strategy: {json.dumps(strategy)}", *(f"{key}: {value:g}" for key, value in drawn.items())]

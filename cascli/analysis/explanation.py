@@ -15,6 +15,7 @@ from typing import NamedTuple
 from cascli.analysis import theory
 from cascli.analysis.metrics import tested_count
 from cascli.analysis.profile import Profile
+from cascli.settings import TARGET
 from cascli.trace import Data, Run, block_length, by_strategy
 
 DRAFT = "the draft model is too slow"
@@ -100,7 +101,7 @@ class Costs(NamedTuple):
 
 def explained(runs: Sequence[Run]) -> bool:
     """Return whether these runs contain what an explanation needs: `target`, and a strategy that drafted."""
-    return any(run.strategy == "target" for run in runs) and any(run.metrics.num_draft_tokens for run in runs)
+    return any(run.strategy == TARGET for run in runs) and any(run.metrics.num_draft_tokens for run in runs)
 
 
 def explain(
@@ -145,7 +146,7 @@ def account(
         whole: measured speed-up of whole answers; if given, predictions include reading the prompt, as it does.
         noise: relative spread that was observed.
     """
-    target = [run for run in runs if run.strategy == "target"]
+    target = [run for run in runs if run.strategy == TARGET]
     profile = profile_of(drafting[0], profile)
     k = block_length(drafting[0].params) or 1
     costs = _costs_from_runs(drafting, target, k) if profile is None else _costs_from_profile(profile)

@@ -222,11 +222,9 @@ def best_length(speed: Callable[[int], float], longest: int, start: int = 1) -> 
     return k
 
 
-def oracle(
-    answers: Sequence[Recorded], machine: Machine, chances: Sequence[Sequence[float]], *, model: bool = True
-) -> float:
+def oracle(answers: Sequence[Recorded], machine: Machine, chances: Sequence[Sequence[float]]) -> float:
     """Return the speed of rounds that know how many drafts pass and draft what pays: no choice of lengths is faster."""
-    cost = fixed_cost(machine, model=model)
+    cost = fixed_cost(machine)
     longest = machine.longest
     least = [theory.least_cost(len(each), along(each, longest), cost, longest) for each in chances]
-    return replayed(answers, machine, least, [1.0] * len(least), reads_draft=model).speed.of_means
+    return replayed(answers, machine, least, [1.0] * len(least), reads_draft=True).speed.of_means

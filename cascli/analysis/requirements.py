@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 from cascli.analysis.answer_costs import AnswerCosts
 from cascli.errors import UsageError, unknown
+from cascli.settings import TARGET
 
-BASELINE = "target"
 MOST_DIGITS = 12
 
 
@@ -98,9 +98,9 @@ def first_violation(requirements: Sequence[Requirement], rows: Sequence[Judged])
 
     A requirement that cannot be judged counts as violated: the gate fails closed.
     """
-    target = next((row for row in rows if row.strategy == BASELINE), None)
+    target = next((row for row in rows if row.strategy == TARGET), None)
     if requirements and all(row is target for row in rows):
-        return f"{requirements[0].text} is required, but no strategy other than {BASELINE} was run"
+        return f"{requirements[0].text} is required, but no strategy other than {TARGET} was run"
     for requirement in requirements:
         for row in rows:
             if row is target:

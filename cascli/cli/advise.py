@@ -16,7 +16,8 @@ from cascli.render import formats
 if TYPE_CHECKING:
     from cascli.analysis.advice import Advice
     from cascli.cli.common import Plan
-    from cascli.cli.scoring import Models
+    from cascli.cli.scoring import Models, Scored
+    from cascli.prompts import Prompt
 
 NAME = "advise"
 EXAMPLE = """\
@@ -139,16 +140,10 @@ def command(
     if len(inputs.prompts) > 1 and task is None:
         plan = common.for_several(plan, flags)
     pair = plan.load()
-    from cascli.cli.matching import note_left_out
-    from cascli.decoding.plugin_checks import broken_rules, broken_stops
-    from cascli.jobs.advise import Advising, spread
+    from cascli.jobs.advise import Advising
 
-    limit = plan.settings.limit
-    prompts = spread(inputs.prompts) if limit is None else inputs.prompts[:limit]
-    if len(prompts) < len(inputs.prompts) and limit is None:
-        subset = f"{len(prompts)} of {len(inputs.prompts)} prompts"
-        plan.screen.note(f"{subset}, evenly spread; --limit N uses the first N")
-    note_left_out(plan.screen, *broken_rules().values(), *broken_stops().values())
+    prompts = _prompts(inputs, plan)
+    _note_broken_plugins(plan)
     with Progress(plan.screen, "recording", counted=True) as progress:
         advising = Advising(
             pair,
@@ -159,14 +154,34 @@ def command(
             progress.step,
             models=_model_flags(flags, plan, models),
         )
-        advice = advising.advice()
-    advice = common.with_command(advice)
+        advice = common.with_command(advising.advice())
     if outputs.printed is None:
         print_advice(advice, plan.screen)
     outputs.deliver(export.of_advice(advice), plan.screen)
     plan.note_captures(pair)
     plan.keep_steps(advice.profile)
     _check(advice, min_speedup)
+
+
+def _prompts(inputs: Scored, plan: Plan) -> list[Prompt]:
+    """The first prompts up to `--limit`; without one, a spread of them, which is reported."""
+    from cascli.jobs.advise import spread
+
+    limit = plan.settings.limit
+    if limit is not None:
+        return inputs.prompts[:limit]
+    prompts = spread(inputs.prompts)
+    if len(prompts) < len(inputs.prompts):
+        subset = f"{len(prompts)} of {len(inputs.prompts)} prompts"
+        plan.screen.note(f"{subset}, evenly spread; --limit N uses the first N")
+    return prompts
+
+
+def _note_broken_plugins(plan: Plan) -> None:
+    from cascli.cli.matching import note_left_out
+    from cascli.decoding.plugin_checks import broken_rules, broken_stops
+
+    note_left_out(plan.screen, *broken_rules().values(), *broken_stops().values())
 
 
 def _model_flags(flags: Flags, plan: Plan, task: Models | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascli.cli import common, complete
-from cascli.cli.options import Flags, batch_size_option, with_shared
+from cascli.cli.options import Flags, batch_size_option, require_option, with_shared
 from cascli.errors import CascliError, CheckFailed, UsageError, located
 from cascli.render import formats
 
@@ -113,13 +113,7 @@ def command(
     ] = None,
     require: Annotated[
         list[str] | None,
-        typer.Option(
-            "--require",
-            metavar="WHAT",
-            help="Exit 1 unless every strategy but target meets this: lossless, same-answer, no-loops,"
-            " length<=1.05 or speedup>=1.2; may be repeated.",
-            rich_help_panel=CHECKS,
-        ),
+        require_option("lossless, same-answer, no-loops, length<=1.05 or speedup>=1.2", CHECKS),
     ] = None,
     flags: Flags,
 ) -> None:
@@ -253,8 +247,10 @@ def _note_cuts(comparison: Comparison, screen: Screen) -> None:
 
 def _check_speedup(strategies: list[Strategy], min_speedup: float | None) -> None:
     """Reject a speed-up that could not be checked, before anything is loaded."""
+    from cascli.settings import TARGET
+
     specs = [strategy.spec for strategy in strategies]
-    if min_speedup is not None and not (min_speedup > 0 and "target" in specs and len(specs) > 1):
+    if min_speedup is not None and not (min_speedup > 0 and TARGET in specs and len(specs) > 1):
         raise UsageError("--min-speedup needs a positive number, the strategy target and at least one other.")
 
 
@@ -263,12 +259,13 @@ def _check(
 ) -> None:
     """Raise if a requested check failed."""
     from cascli.analysis.requirements import first_violation
+    from cascli.settings import TARGET
 
     lossy = [row.strategy for row in comparison.summary if not row.lossless]
     if require_lossless and lossy:
         raise CheckFailed(f"not lossless (--require-lossless): {', '.join(lossy)}")
     if min_speedup is not None:
-        speeds = [row.speed_vs_target or 0.0 for row in comparison.summary if row.strategy != "target"]
+        speeds = [row.speed_vs_target or 0.0 for row in comparison.summary if row.strategy != TARGET]
         if max(speeds, default=0.0) < min_speedup:
             raise CheckFailed(f"no strategy reached {min_speedup}x the target's speed (--min-speedup).")
     violation = first_violation(required, comparison.summary)

@@ -73,7 +73,7 @@ def _survey(plan: common.Plan) -> PairSurvey:
 
 def pair_file(config: PairConfig, survey: PairSurvey, file: Path) -> str:
     """The content of a pair file that is stored at `file`."""
-    from cascli.config import yaml_text
+    from cascli.yaml_files import yaml_text
 
     roles = "\n".join(_role(role, config, survey, file) for role in config.models)
     shared = f"{survey.vocab:,} token ids are shared" if len(config.models) > 1 else f"{survey.vocab:,} token ids"
@@ -100,7 +100,7 @@ about:
 
 
 def _role(role: str, config: PairConfig, survey: PairSurvey, file: Path) -> str:
-    from cascli.config import yaml_text
+    from cascli.yaml_files import yaml_text
 
     model, size = config.models[role], survey.models[role]
     source = model.source.model_dump()

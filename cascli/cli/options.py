@@ -258,6 +258,12 @@ def flag_name(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
+def require_option(values: str, panel: str | None = None) -> Any:
+    """The option `--require`; `values` lists what it takes."""
+    help_ = f"Exit 1 unless every strategy but target meets this: {values}; may be repeated."
+    return typer.Option("--require", metavar="WHAT", help=help_, rich_help_panel=panel)
+
+
 def batch_size_option(when: str) -> Any:
     """The option `--batch-size`; `when` states what it applies to."""
     help_ = f"Answers decoded together, {when}: times are then throughput. (default 1)"

@@ -70,14 +70,14 @@ def pictures(table: SweepTable, file: Path, title: str) -> dict[str, Callable[[]
 
     def page() -> str:
         from cascli.render.sweep_report import report
-        from cascli.sweeps.plan import BASELINE
+        from cascli.settings import TARGET
         from cascli.sweeps.records import Records
 
         if header is None:
             raise UsageError(
                 f"{file}: no record of what it was made from, which a report needs; show the sweep's folder"
             )
-        shown = {BASELINE, *(row.strategy for row in table.rows)}  # the baseline is compared with the others
+        shown = {TARGET, *(row.strategy for row in table.rows)}  # the target is compared with the others
         kept = Records(file.parent).read() if file.name == "sweep.json" else ()
         records = [record for record in kept if record.cell.strategy in shown]
         try:

@@ -11,7 +11,7 @@ import typer
 from cascli.cli import common, complete
 from cascli.cli import sweep_views as views
 from cascli.cli.executors import ExecutorKind, executor_of
-from cascli.cli.options import LOADING, Flags, batch_size_option, with_shared
+from cascli.cli.options import LOADING, Flags, batch_size_option, require_option, with_shared
 from cascli.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
@@ -98,12 +98,7 @@ def command(
     ] = None,
     require: Annotated[
         list[str] | None,
-        typer.Option(
-            "--require",
-            metavar="WHAT",
-            help="Exit 1 unless every strategy but target meets this: lossless, same-answer, no-loops,"
-            " length<=1.05, speedup>=1.2 or quality>=0.8; may be repeated.",
-        ),
+        require_option("lossless, same-answer, no-loops, length<=1.05, speedup>=1.2 or quality>=0.8"),
     ] = None,
     flags: Flags,
 ) -> None:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from cascli.evaluation.table import EvaluatedTask, Score
-from cascli.sweeps.plan import BASELINE
+from cascli.settings import TARGET
 from cascli.sweeps.records import Record
 from cascli.sweeps.table import rows
 
@@ -64,7 +64,7 @@ def evaluated_tasks(results: Mapping[str, EvalResults], records: Sequence[Record
         main = first["main_metrics"].get(name)
         own = [record for record in records if record.category == name]
         samples = first.get("n-samples", {}).get(name)
-        scored = results if written else {BASELINE: first}
+        scored = results if written else {TARGET: first}
         tasks.append(
             EvaluatedTask(
                 name=name,

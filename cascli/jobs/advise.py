@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cascli import notebook
 from cascli.analysis import advice as choosing
-from cascli.analysis.advice import TARGET, Advice, Candidate, Compared, Confirmed, Levers, Quality, Tolerance
+from cascli.analysis.advice import Advice, Candidate, Compared, Confirmed, Levers, Quality, Tolerance
 from cascli.analysis.answer_costs import Ratio, paired
 from cascli.analysis.comparison import Comparison, Row
 from cascli.analysis.equivalents import Use, use
@@ -26,7 +26,7 @@ from cascli.jobs.recording import Seen, record
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
-from cascli.settings import Resolved, with_whole_answers
+from cascli.settings import TARGET, Resolved, with_whole_answers
 from cascli.strategies import Strategy, parse
 from cascli.trace import Metrics, Run, by_strategy, now, prompts_of
 

@@ -30,14 +30,14 @@ NEAR = 0.001
 """Relative distance from a budget at which a search stops."""
 
 
-def rule_estimates(seen: Seen, k: int, temperature: float, alphas: Sequence[float] = ALPHAS) -> list[RuleEstimate]:
+def rule_estimates(seen: Seen, k: int, temperature: float) -> list[RuleEstimate]:
     """Estimate every threshold rule that chooses between the models, at every alpha."""
     kinds = ((name, rules.load(name)) for name in usable_rules())
     return [
         rule_estimate(name, kind(alpha=alpha), seen, k, temperature)
         for name, kind in kinds
         if issubclass(kind, ThresholdRule) and kind().chooses
-        for alpha in alphas
+        for alpha in ALPHAS
     ]
 
 

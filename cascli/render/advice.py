@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascli.analysis.advice import TARGET, Advice, Candidate, Confirmed, format_ratio
+from cascli.analysis.advice import Advice, Candidate, Confirmed, format_ratio
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import Use
 from cascli.render.columns import Column, ever_fewer
@@ -17,6 +17,7 @@ from cascli.render.console import Screen, fits, plain_table, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, counted, number, tv
+from cascli.settings import TARGET
 
 NEAR = 0.9
 """Share of the best prediction from which other block lengths are listed without `-v`."""

@@ -25,7 +25,7 @@ from cascli.render.sweep_words import (
     temperature_of,
 )
 from cascli.render.table import speed_text
-from cascli.sweeps.plan import BASELINE
+from cascli.settings import TARGET
 from cascli.sweeps.records import Header
 from cascli.sweeps.table import SweepRow
 
@@ -205,7 +205,7 @@ def _against_random(row: SweepRow) -> str:
 
 
 def _difference(row: SweepRow) -> str:
-    if row.quality_vs_target is None or row.strategy == BASELINE:
+    if row.quality_vs_target is None or row.strategy == TARGET:
         return DASH
     bounds = bounds_text(row.quality_vs_target_interval, row.quality_vs_target_interval_kind, signed=True)
     return f"{row.quality_vs_target:+.3f} {bounds}".rstrip()

@@ -10,7 +10,7 @@ from cascli.render.html_text import text
 from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, counted, number, tv
 from cascli.render.sweep_words import answers_vary, is_beyond_chance, passed, temperature_of
-from cascli.sweeps.plan import BASELINE
+from cascli.settings import TARGET
 from cascli.sweeps.table import SweepRow, calls_per_answer
 
 
@@ -79,7 +79,7 @@ def _quality(row: SweepRow) -> str:
 
 def _difference(row: SweepRow) -> str:
     """The difference to the target, coloured if it is beyond chance."""
-    if row.quality_vs_target is None or row.strategy == BASELINE:
+    if row.quality_vs_target is None or row.strategy == TARGET:
         return DASH
     bounds, kind = row.quality_vs_target_interval, row.quality_vs_target_interval_kind
     return _signed(row.quality_vs_target, bounds, kind, beyond=is_beyond_chance(row))

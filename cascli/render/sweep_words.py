@@ -9,7 +9,8 @@ from cascli.analysis.statistics import FEWEST
 from cascli.render.marks import short_name
 from cascli.render.numbers import counted, number
 from cascli.render.table import speed_text
-from cascli.sweeps.plan import BASELINE, TaskConfig
+from cascli.settings import TARGET
+from cascli.sweeps.plan import TaskConfig
 from cascli.sweeps.records import Header
 from cascli.sweeps.table import SweepRow, is_lossless
 from cascli.weights.prompt_sets import SETS
@@ -110,7 +111,7 @@ def differences(header: Header | None) -> str | None:
 
 def _fastest_lossless(rows: Sequence[SweepRow]) -> str | None:
     """The fastest of those that follow the target's distribution, whatever the scores of their samples."""
-    every = [row for row in rows if row.strategy != BASELINE and is_lossless(row)]
+    every = [row for row in rows if row.strategy != TARGET and is_lossless(row)]
     candidates, complete = [row for row in every if _has_speed(row)], _complete(every)
     if not candidates:
         return None
@@ -134,7 +135,7 @@ def _fastest_lossy(rows: Sequence[SweepRow]) -> str | None:
     """The fastest of the others whose quality is not shown to be lower; that does not show it to be as good."""
     others = [row for row in rows if not is_lossless(row)]
     judged = [row for row in others if _is_judged(row)]
-    target = next((row for row in rows if row.strategy == BASELINE), None)
+    target = next((row for row in rows if row.strategy == TARGET), None)
     if target is None or target.quality is None or not judged:
         return None
     level = f"the target's ({number(target.quality, 3)})"
@@ -183,7 +184,7 @@ def _has_speed(row: SweepRow) -> bool:
 
 def _beyond_chance(rows: Sequence[SweepRow]) -> str | None:
     """How many differences to the target's quality exceed their interval; lossless ones are chance and not counted."""
-    judged = [row for row in rows if row.strategy != BASELINE and not is_lossless(row) and _is_judged(row)]
+    judged = [row for row in rows if row.strategy != TARGET and not is_lossless(row) and _is_judged(row)]
     if not judged:
         return None
     beyond = [row for row in judged if is_beyond_chance(row)]

@@ -13,6 +13,7 @@ from cascli.render.columns import Column, on_a_page, table_of
 from cascli.render.console import fits, fitted, unicode_ok
 from cascli.render.marks import heading, short_name
 from cascli.render.numbers import DASH, bounds_text, number, percentile_text, seconds, size, tv, yes_no
+from cascli.settings import TARGET
 
 if TYPE_CHECKING:
     from cascli.render.answer_costs import Priced
@@ -36,7 +37,7 @@ def scatter_line(rows: Sequence[Row]) -> str | None:
 
 
 def _divergence(row: Row) -> str:
-    if row.same_as_target is None or row.strategy == "target":
+    if row.same_as_target is None or row.strategy == TARGET:
         return DASH
     return "none" if row.first_divergence is None else f"#{row.first_divergence + 1}"
 
@@ -46,7 +47,7 @@ def _tokens(row: Row) -> str:
 
 
 def _text(row: Row) -> str:
-    if row.strategy == "target" or (row.same_as_target is None and (row.answers or 0) < 2):
+    if row.strategy == TARGET or (row.same_as_target is None and (row.answers or 0) < 2):
         return DASH
     if row.same_as_target:
         return "same"

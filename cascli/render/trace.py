@@ -12,6 +12,7 @@ from rich.text import Text
 from cascli.analysis.comparison import first_divergence
 from cascli.render.console import unicode_ok
 from cascli.render.marks import LOOKS, heading, legend, marked, replaced, simple, visible
+from cascli.settings import TARGET
 from cascli.trace import Emitted, Run
 
 MIN_COLUMN = 20
@@ -55,7 +56,7 @@ def side_by_side(runs: Sequence[Run], console: Console) -> Group:
 
 def target_of(runs: Iterable[Run]) -> Run | None:
     """The answer of `target` to a prompt, if it is one of these."""
-    return next((run for run in runs if run.strategy == "target"), None)
+    return next((run for run in runs if run.strategy == TARGET), None)
 
 
 def divergence(run: Run, target: Run | None) -> int | None:

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from cascli.config import DEFAULT_PAIR, PairConfig, load_config, read_yaml, sweep_files
+from cascli.config import DEFAULT_PAIR, PairConfig, load_config, sweep_files
 from cascli.errors import ConfigError, UsageError, unknown
 from cascli.settings import (
+    TARGET,
     WHOLE_ANSWERS,
     Count,
     Device,
@@ -32,9 +33,10 @@ from cascli.settings import (
 )
 from cascli.strategies import parse
 from cascli.trace import with_params
+from cascli.yaml_files import read_yaml
 
-BASELINE, DRAFT = "target", "draft"
-LOSSLESS = ("target", "speculative")
+DRAFT = "draft"
+LOSSLESS = (TARGET, "speculative")
 """Strategies whose answers follow the target's distribution, whatever their parameters."""
 MAX_STRATEGIES = 10_000
 TEMPERATURES_KEY = "temperatures"
@@ -234,8 +236,8 @@ class SweepPlan(_Strict):
                 )
             spec = strategy.spec
             temperatures = self.only.get(spec, self.temperatures) if chosen is None else chosen
-            requested.setdefault(spec, set()).update(self.temperatures if spec == BASELINE else temperatures)
-        baseline = {} if BASELINE in requested else {BASELINE: self.temperatures}
+            requested.setdefault(spec, set()).update(self.temperatures if spec == TARGET else temperatures)
+        baseline = {} if TARGET in requested else {TARGET: self.temperatures}
         ordered = {spec: [each for each in self.temperatures if each in at] for spec, at in requested.items()}
         return baseline | {spec: at for spec, at in ordered.items() if at}
 

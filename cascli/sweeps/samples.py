@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from cascli.sweeps.plan import BASELINE
+from cascli.settings import TARGET
 from cascli.sweeps.records import Record
 
 MAX_SAMPLES = 4
@@ -61,7 +61,7 @@ def samples(records: Iterable[Record]) -> list[Sample]:
 
 def _answers(group: Sequence[Record]) -> list[Answer]:
     """The different texts, the target's first; empty without an answer of the target."""
-    target = next((record for record in group if record.cell.strategy == BASELINE), None)
+    target = next((record for record in group if record.cell.strategy == TARGET), None)
     if target is None:
         return []
     texts: dict[str, list[Record]] = {target.text: []}

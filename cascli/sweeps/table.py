@@ -26,8 +26,9 @@ from cascli.analysis.statistics import (
     weighted_mean,
 )
 from cascli.rules.base import OPTION
+from cascli.settings import TARGET
 from cascli.strategies import parse
-from cascli.sweeps.plan import BASELINE, DRAFT, LOSSLESS, SweepPlan, with_strategies
+from cascli.sweeps.plan import DRAFT, LOSSLESS, SweepPlan, with_strategies
 from cascli.sweeps.records import Header, Record, Records
 from cascli.trace import Data, Distances, Document
 
@@ -260,7 +261,7 @@ def rows(records: Iterable[Record], plan: SweepPlan | None = None) -> list[Sweep
     answers: dict[float, dict[str, list[Answered]]] = defaultdict(dict)
     for (spec, temperature), group in groups.items():
         answers[temperature][spec] = _answered(group)
-    all_rows = [_row(key, group, groups.get((BASELINE, key[1]), []), answers[key[1]]) for key, group in groups.items()]
+    all_rows = [_row(key, group, groups.get((TARGET, key[1]), []), answers[key[1]]) for key, group in groups.items()]
     return [row.model_copy(update=_against_random(row, all_rows, groups)) for row in all_rows]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from cascli.sweeps.plan import BASELINE, Cell, SweepPlan
+from cascli.settings import TARGET
+from cascli.sweeps.plan import Cell, SweepPlan
 from cascli.sweeps.tasks import Example, Task
 
 
@@ -46,7 +47,7 @@ def by_cell(work: Iterable[Unit]) -> list[list[Unit]]:
     Its throughput is then its own, the target's answers exist when others are compared with them, and an interrupted
     sweep has finished what its plan lists first.
     """
-    work = sorted(work, key=lambda unit: (unit.place[0], unit.cell.strategy != BASELINE, unit.place[1]))
+    work = sorted(work, key=lambda unit: (unit.place[0], unit.cell.strategy != TARGET, unit.place[1]))
     return [list(group) for _, group in groupby(work, key=lambda unit: unit.cell.key)]
 
 

@@ -27,10 +27,10 @@ from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.sampling.parameters import Sampling
-from cascli.settings import Resolved
+from cascli.settings import TARGET, Resolved
 from cascli.strategies import parse
 from cascli.sweeps.likelihood import log_likelihood
-from cascli.sweeps.plan import BASELINE, Cell, Match, SweepPlan
+from cascli.sweeps.plan import Cell, Match, SweepPlan
 from cascli.sweeps.records import Record, drafts_ahead
 from cascli.sweeps.tasks import Example, Task
 from cascli.sweeps.units import Unit, by_cell
@@ -125,7 +125,7 @@ class Worker:
             self._warm_up(cell, problem, pair)
             runs = answers(pair, self._plan, cell, problem)
             token_ids = _joined(runs)
-            if cell.strategy == BASELINE and cell.temperature == 0:
+            if cell.strategy == TARGET and cell.temperature == 0:
                 self._greedy[problem.id] = token_ids
             target = self._reference(problem, pair) if self._task.needs_target else None
             quality = self._task.score(problem, runs[-1].text, token_ids, target)
@@ -155,7 +155,7 @@ class Worker:
     def _reference(self, problem: Example, pair: Pair) -> Sequence[int]:
         """The target's own greedy answer, computed once per prompt."""
         if problem.id not in self._greedy:
-            cell = Cell(strategy=BASELINE, temperature=0.0, seed=0)
+            cell = Cell(strategy=TARGET, temperature=0.0, seed=0)
             self._greedy[problem.id] = _joined(answers(pair, self._plan, cell, problem))
         return self._greedy[problem.id]
 

@@ -8,6 +8,8 @@ import torch
 
 from cascli import generate, load_pair
 from cascli.models.pair import Pair
+from cascli.rules import Rule
+from cascli.sampling.distributions import Dists
 from cascli.strategies import Strategy
 from tests.laws.integration import exact_law
 from tests.reference import process
@@ -48,6 +50,15 @@ def logits(vocab: int, layers: int, prefix: Tokens) -> tuple[np.ndarray, np.ndar
     with torch.inference_mode():
         x, y = (side.model(input_ids=ids, use_cache=False).logits for side in (pair.draft, pair.target))
     return x[0, -1].numpy(), y[0, -1].numpy()
+
+
+def pi_of(rule: Rule) -> Target:
+    """The pi of one of cascli's own rules, as a function of one pair of distributions."""
+
+    def pi(pair: process.Pair) -> np.ndarray:
+        return rule.apply(Dists(*(torch.tensor(row).unsqueeze(0) for row in pair)))[0].numpy()
+
+    return pi
 
 
 def model_tables(vocab: int, layers: int, **sampling: Any) -> Tables:

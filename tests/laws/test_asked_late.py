@@ -20,9 +20,8 @@ from cascli.models.split import ExitRunner
 from cascli.rules.base import Rule
 from cascli.strategies import Strategy, parse
 from cascli.strategies.base import Speculating
-from tests.laws.models import engine_law, reference_law, tiny_pair
+from tests.laws.models import engine_law, pi_of, reference_law, tiny_pair
 from tests.laws.tables import target
-from tests.laws.test_blocks_in_engine import pi_of
 from tests.laws.test_stops import MIDDLE
 from tests.reference.process import distance
 

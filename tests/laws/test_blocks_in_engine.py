@@ -20,14 +20,14 @@ from cascli import generate, rules
 from cascli.decoding import speculation
 from cascli.drafters.model import Model
 from cascli.rules.base import Rule
-from cascli.sampling import distributions, uniforms
+from cascli.sampling import uniforms
 from cascli.sampling.uniforms import LookingAhead, Uniforms
 from cascli.strategies import parse
 from cascli.strategies.speculative_cascade import SpeculativeCascade
-from tests.laws.models import PROMPT, engine_law, model_tables, reference_law, tiny_pair
+from tests.laws.models import PROMPT, engine_law, model_tables, pi_of, reference_law, tiny_pair
 from tests.laws.tables import target
 from tests.laws.test_engine_enumeration import ended
-from tests.reference.process import Pair, Target, Tokens, distance, prefix_weights, sequential_law
+from tests.reference.process import Target, Tokens, distance, prefix_weights, sequential_law
 
 EXACT = 1e-12
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -39,15 +39,6 @@ BOTH = pytest.mark.parametrize("sampling", [PLAIN, WARPED], ids=["plain", "warpe
 CASCADES = ["head,alpha=0.3", "token-v3,alpha=0.3", "mixture,target_weight=0.5", "opt,alpha=0.3"]
 SHAPE = (3, 6)
 """Number of tokens and of layers."""
-
-
-def pi_of(rule: Rule) -> Target:
-    """pi as a function of one pair of distributions."""
-
-    def pi(pair: Pair) -> np.ndarray:
-        return rule.apply(distributions.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair)))[0].numpy()
-
-    return pi
 
 
 def cascade(rule: str, k: int) -> SpeculativeCascade:

@@ -20,7 +20,7 @@ from cascli.sampling import distributions
 from cascli.strategies import Strategy, token_cascade
 from cascli.strategies.speculative_cascade import SpeculativeCascade
 from cascli.strategies.token_cascade import TokenCascade
-from tests.laws.models import PROMPT, engine_law, logits, model_tables, reference_law, tiny_pair
+from tests.laws.models import PROMPT, engine_law, logits, model_tables, pi_of, reference_law, tiny_pair
 from tests.laws.tables import target
 from tests.reference.distributions import total_variation
 from tests.reference.process import Law, Pair, Target, distance, sequential_law
@@ -266,12 +266,8 @@ def test_the_engine_follows_the_pi_of_every_rule(name: str) -> None:
 @BOTH
 def test_custom_rules_are_followed(rule: rules.Rule, sampling: Settings) -> None:
     """Mixtures and token rules that read only q, in both strategies: what docs/add-a-rule.md invites users to write."""
-
-    def pi(pair: Pair) -> np.ndarray:
-        return rule.apply(distributions.Dists(*(torch.tensor(row).unsqueeze(0) for row in pair)))[0].numpy()
-
     for strategy, length in ((TokenCascade(rule), 2), (SpeculativeCascade(rule, k=2), 3)):
-        assert_law(strategy, pi, length, sampling)
+        assert_law(strategy, pi_of(rule), length, sampling)
 
 
 @pytest.mark.parametrize("rule", OF_ONES_OWN, ids=lambda rule: type(rule).__name__)

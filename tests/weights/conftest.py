@@ -48,6 +48,14 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GGUF file."""
+    from tests.weights.tiny import Tiny  # only some tests need torch
+
+    return Tiny(hidden=64).write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
 @pytest.fixture
 def pip(monkeypatch):
     """The fake pip, in place of the only function that starts a process."""

@@ -19,12 +19,6 @@ from cascli.weights import store
 from cascli.weights.disk import tree_bytes
 from cascli.weights.held import held, remove
 from cascli.weights.home import PACKED, packed_family
-from tests.weights.tiny import Tiny
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Tiny(hidden=64).write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 def run(*arguments: str):

@@ -22,12 +22,6 @@ from cascli.weights import manifest
 from cascli.weights.disk import tree_bytes
 from cascli.weights.gguf import tensors
 from cascli.weights.store import changed, disk_bytes, locate, pull
-from tests.weights.tiny import Tiny
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory):
-    return Tiny(hidden=64).write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture
