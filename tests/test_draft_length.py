@@ -107,7 +107,7 @@ def test_the_best_length_is_predicted_if_only_one_ran(text_pair: Pair) -> None:
     [found] = draft_lengths(runs, costs, speeds)
     why = account(runs[1:], runs, costs, whole=1.5)
     assert found.fixed.k == why.best_k > 2
-    assert found.fixed.speed == pytest.approx(1.5 * why.best_speed_up / why.predicted_speed_up)
+    assert found.fixed.speed == pytest.approx(1.5 * why.best_speed_up / why.predicted_with_overhead)
     assert f"best fixed k = {why.best_k} ({found.fixed.speed:.2f}x, predicted; k = 2 was 1.50x)" in length_line(found)
     unknown = DraftLength(strategy="speculative", fixed=None, stops={"speculative:stop=rate,k=auto": 2.0}, oracle=None)
     assert length_line(unknown) == "how long to draft, speculative: rate k=auto (2.00x)"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,9 +15,12 @@ from cascli.analysis import theory
 from cascli.analysis.explanation import ACCEPTANCE, DRAFT, OVERHEAD, VERIFICATION, account, checked, explain
 from cascli.analysis.profile import Profile, timing
 from cascli.analysis.replay import along
+from cascli.decoding import speculation
+from cascli.decoding.session import Session
 from cascli.jobs.compare import Repeats, compare
 from cascli.jobs.synthetic import Synthetic
 from cascli.render.explanation import noise_line, sentence, steps_line
+from cascli.sampling.autoregressive import Sampler
 from cascli.settings import Settings, resolve
 from cascli.strategies import parse
 from tests.pairs import profile_of, prompts, synthetic
@@ -74,6 +78,60 @@ def test_time_outside_the_models_counts_for_the_target_alone_too(text_pair: Pair
     assert why.predicted_speed_up == pytest.approx(predicted)
 
 
+class FakeClock:
+    """A machine whose time is that of its work alone, in target steps."""
+
+    v: ClassVar[dict[int, float]] = {1: 1.0, 2: 1.02, 3: 1.04, 5: 1.08, 9: 1.16}
+
+    def __init__(self, loaded: Pair, monkeypatch: pytest.MonkeyPatch, *, c: float, draw: float, test: float) -> None:
+        """c of a draft step; outside the models `draw` per draw and transfer, `test` per round for its tests."""
+        self.now, self.profile = 0.0, profile_of(c, self.v)
+        self.pair = replace(loaded, timer=lambda: self.now)
+        steps = {"draft": lambda n: c, "target": lambda n: self.profile.v(n)}
+        for role, model in self.pair.models.items():
+            self._slow(monkeypatch, model.runner, "forward", lambda ids, rows, cost=steps[role]: cost(rows))
+        self._slow(monkeypatch, Sampler, "draw", lambda *_: draw)
+        self._slow(monkeypatch, Session, "fetch", lambda *_: draw)
+        self._slow(monkeypatch, speculation, "decide_round", lambda *_, **__: test)
+
+    def _slow(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, cost: Callable[..., float]) -> None:
+        work = getattr(owner, name)
+
+        def slowed(*args: Any, **more: Any) -> Any:
+            self.now += cost(*args, **more)
+            return work(*args, **more)
+
+        monkeypatch.setattr(owner, name, slowed)
+
+    def runs(self, strategy: Any) -> list[Run]:
+        ask: dict[str, Any] = {"max_new_tokens": 60, "strategy": strategy}
+        return [generate(self.pair, "hello", seed=seed, **ask) for seed in range(6)]
+
+
+@pytest.mark.parametrize(("c", "draw", "test"), [(0.1, 0.15, 0.0), (0.02, 0.05, 0.1)])
+def test_predictions_hold_with_time_outside_the_models(
+    text_pair: Pair, monkeypatch: pytest.MonkeyPatch, c: float, draw: float, test: float
+) -> None:
+    """At the k that ran to within 3%, which is the scatter of the tests; at the best k to within 10%.
+
+    That time is not quite what is assumed: 0.15 + 0.15 k and 0.15 + 0.05 k steps. When it was left out, the run with
+    k = 2 led to expect 14 and 16% more than the fastest k has, and the best k of the second case was 8.
+    """
+    clock = FakeClock(text_pair, monkeypatch, c=c, draw=draw, test=test)
+    target = clock.runs("target")
+    every = {k: clock.runs(Synthetic(acceptance=0.8, k=k)) for k in (2, 4, 6)}
+    accounts = {k: account(runs, [*target, *runs], clock.profile) for k, runs in every.items()}
+    fastest = max(accounts.values(), key=lambda why: why.measured_speed_up)
+    for why in accounts.values():
+        assert why.predicted == pytest.approx(why.measured_speed_up, rel=0.03)
+        assert why.best_k is not None and abs(why.best_k - fastest.k) <= 1
+        assert why.expected_at_best == pytest.approx(fastest.measured_speed_up, rel=0.1)
+        assert why.outside_per_round == pytest.approx(2 * draw)  # of the target alone: a draw and a transfer
+        assert f"Outside the models, {2 * draw:.2f} steps per round (as target alone) and 0." in sentence(why)
+    still = fastest.model_copy(update={"overhead": 0.001})
+    assert "Outside the models" not in sentence(still)
+
+
 def test_no_cause_is_named_if_timings_are_too_noisy(text_pair: Pair) -> None:
     """With step times that differ by twice their median, a twentieth of the predicted speed would pass for noise."""
     predicted = gain(0.7, 4, 40, lambda j: 1 + 0.1 * j)
@@ -113,6 +171,7 @@ def test_a_rule_that_reads_q_late_pays_a_draft_step_when_a_block_passes(text_pai
     target = generate(text_pair, "hello", strategy="target", **ask)
     run = generate(text_pair, "hello", strategy="speculative-cascade:rule=mixture,target_weight=0.3,k=4", **ask)
     n, profile = len(run.token_ids), profile_of(c := 0.2, {2: 1.05, 3: 1.1, 5: 1.2})
+    run, target = with_seconds(run, other=0.0), with_seconds(target, other=0.0)
     why = account([run], [target, run], profile)
     a = why.acceptance
     assert n > 60 and a is not None and 0.2 < a < 0.8
@@ -125,7 +184,6 @@ def test_a_rule_that_reads_q_late_pays_a_draft_step_when_a_block_passes(text_pai
     assert b is not None and of(b, 4) == pytest.approx(1.0)
     best = max(range(1, 5), key=lambda k: of(a, k))
     assert why.best_k == (best if of(a, best) > 1 else None)
-    run, target = with_seconds(run, other=0.0), with_seconds(target, other=0.0)
     held = account([run], [target, run], profile_of(0.01, {5: 1.0}), noise=math.inf)
     assert held.bottleneck == ACCEPTANCE  # at acceptance 1, every round would have that step
     assert held.without_it == pytest.approx(gain(1.0, 4, n, lambda j: 1 + 0.01 * j, behind=0.01))
@@ -171,8 +229,7 @@ def test_a_cause_is_named_only_if_the_prediction_holds_within_noise(text_pair: P
         assert (why.bottleneck is not None) is (abs(ratio - 1) <= 0.2), factor
         assert ("no cause is named" in sentence(why)) is (why.bottleneck is None)
         assert factor in (1.0, 1.05) or (why.bottleneck is None) is not named
-        assert why.predicted_with_overhead is not None
-        said = f"the prediction is {why.predicted_with_overhead:.2f}x, which differs"
+        said = "Measured and predicted differ by more than the noise (20%), so no cause is named."
         assert (said in sentence(why)) is (why.bottleneck is None)
 
 

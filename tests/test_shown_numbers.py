@@ -296,7 +296,8 @@ def explained(measured: float, best: float | None, missed: float) -> Any:
         strategy="speculative:k=2", measured_speed_up=measured, predicted_speed_up=1.2, v_extrapolated=False,
         with_prompt=True, acceptance=0.5, tokens_per_round=2.0, c=0.2, v=1.1, k=2, stop=None, drafted_per_round=None,
         break_even_acceptance=0.4, best_k=4, best_k_or_more=False, best_speed_up=best, measured_over_predicted=missed,
-        bottleneck=None, noise=0.1, predicted_with_overhead=None, without_it=None,
+        bottleneck=None, noise=0.1, predicted_with_overhead=None, without_it=None, predicted=1.2, overhead=None,
+        outside_per_round=None, outside_per_draft=None, expected_at_best=None if best is None else best * missed,
     )  # fmt: skip
 
 

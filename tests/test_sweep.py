@@ -23,6 +23,7 @@ from cascli.cli.app import app
 from cascli.config import pairs_folder
 from cascli.errors import ConfigError, RunError, UsageError
 from cascli.models.batch.lanes import Lanes
+from cascli.render.sweep_words import differences
 from cascli.settings import Settings
 from cascli.sweeps import quality, sandbox
 from cascli.sweeps.overriding import overridden
@@ -968,6 +969,33 @@ def test_a_first_call_whose_answers_all_failed_is_listed(tmp_path: Path, monkeyp
     first, second = header.calls
     assert [first] == failed.calls and (first.first_line, second.first_line) == (0, 4)
     assert header.date == failed.date and len(header.prompts) == 2
+
+
+def test_calls_whose_answers_all_failed_do_not_make_speeds_incomparable(tmp_path: Path) -> None:
+    """Before or after the answers: the machine that ran out of memory, and the one that failed on what was left."""
+    plan, records = SweepPlan(strategies=["draft"]), Records(tmp_path)
+    header = Header(fingerprint=plan.fingerprint(), plan=plan, metric="agreement")
+    records.open(header, resume=False, anyway=False)
+
+    def call(device: str, *answers: Record) -> None:
+        calls = records.header().calls
+        records.begin(header.model_copy(update={"environment": {"device": device}, "calls": calls}))
+        for answer in answers:
+            records.add(answer)
+
+    def answer(problem: str, error: str | None = None) -> Record:
+        return Record(cell=plan.cells()[0], problem=problem, error=error, text='"error":"x", \'"error":"y"\'')
+
+    call("A", answer("1", "no memory"), answer("2", "no memory"))
+    assert records.header().differing == {}
+    call("B", answer("1"), answer("2"), answer("3", "interrupted"))
+    call("C", answer("3", "no memory"))
+    found = records.header()
+    assert len(found.calls) == 3 and found.differing == {} and differences(found) is None
+    assert found.shared_environment == {"device": "B"}
+    call("D", answer("3"))
+    assert records.header().differing == {"device": ["B", "D"]}
+    assert "2 calls under different conditions" in (differences(records.header()) or "")
 
 
 def test_older_folders_that_are_resumed_keep_what_they_said_of_their_answers(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ SAFE = 0.9
 RIVALS = 0.05
 """Largest relative gap to the best prediction at which another kind of drafting is also measured."""
 UNCLEAR = 0.05
-"""Relative difference of speeds that does not count as clear without a 95% interval."""
+"""Relative difference of speeds that does not count as clear without a 95% interval; for one prompt it is `NOISE`,
+and it is the machine's own scatter if that is larger."""
 MAX_LENIENT = 3
 """Maximum number of lossy strategies that are measured if answers are scored."""
 
@@ -404,28 +405,44 @@ Faster = Callable[[str, str], Compared]
 """How much faster the first strategy is than the second, as measured: see `cascli.jobs.advise.Measured.faster`."""
 
 
-def clearly(ratio: Ratio) -> bool:
-    """Return whether something is clearly faster: its whole interval is above 1.
+def clearly(ratio: Ratio, unclear: float = UNCLEAR) -> bool:
+    """Return whether a ratio is clearly above 1: its whole interval is.
 
-    A range of a few prompts is not an interval: the range must be above 1, and the ratio above 1.05.
+    A range of a few prompts is not an interval: the range must be above 1, and the ratio above 1 by more than
+    `unclear`.
     """
     above = ratio.interval is None or ratio.interval[0] > 1
-    return above and (ratio.interval_kind == "95%" or ratio.of_means > 1 + UNCLEAR)
+    return above and (ratio.interval_kind == "95%" or ratio.of_means > 1 + unclear)
 
 
-def decide(confirmed: Sequence[Confirmed], faster: Faster) -> Confirmed:
-    """Choose the simplest strategy within the tolerance that no other one is clearly faster than.
+def clearly_faster(ratio: Ratio, noise: float | None = None) -> bool:
+    """Return whether a ratio of times is clearly above 1, on a machine whose steps scatter by `noise`.
+
+    Without a 95% interval, it must be above 1 by more than that scatter, and more than 5%, or 10% for one prompt: all
+    that it says may be due to what else the machine did.
+    """
+    return clearly(ratio, max(NOISE if ratio.interval is None else UNCLEAR, noise or 0.0))
+
+
+def decide(confirmed: Sequence[Confirmed], faster: Faster, noise: float | None = None) -> Confirmed:
+    """Choose the simplest strategy that no other one is clearly faster than, among those that clearly beat the target.
+
+    What cannot be told apart from the fastest is thus preferred to it if it is simpler: a rule, which has loss, must
+    also beat a lossless strategy that is not plain speculation.
 
     Args:
         confirmed: strategies that were run, simplest first, starting with the target.
         faster: compares two of them.
+        noise: scatter of the machine's steps, for speeds without a 95% interval.
     """
-    chosen = confirmed[0]
-    for row in confirmed[1:]:
-        faster_than_target = row.speed.of_means > chosen.speed.of_means  # one may be per answer, the other per token
-        if row.within and faster_than_target and clearly(faster(row.strategy, chosen.strategy).ratio):
-            chosen = row
-    return chosen
+
+    def beats(row: Confirmed, other: Confirmed) -> bool:
+        above = row.speed.of_means > other.speed.of_means  # one may be per answer, the other per token
+        return above and clearly_faster(faster(row.strategy, other.strategy).ratio, noise)
+
+    target, *others = confirmed
+    better = [row for row in others if row.within and beats(row, target)]
+    return next((row for row in better if not any(beats(each, row) for each in better if each is not row)), target)
 
 
 class Levers(NamedTuple):
@@ -460,18 +477,25 @@ def _with(machine: Machine, **changes: object) -> Machine:
     return machine.model_copy(update=changes)
 
 
-def find(chosen: Confirmed, confirmed: Sequence[Confirmed], plain: str | None, faster: Faster) -> Finding:
-    """Return the decision, with sentences on the reasons."""
+def find(
+    chosen: Confirmed,
+    confirmed: Sequence[Confirmed],
+    plain: str | None,
+    faster: Faster,
+    noise: float | None = None,
+) -> Finding:
+    """Return the decision, with sentences on the reasons; arguments as in `decide`."""
     others = [each for each in confirmed if each.strategy != TARGET]
     sentences = []
     if chosen.strategy == TARGET:
-        sentences.append(_why_target(others))
+        sentences.append(_why_target(others, noise))
     elif plain is not None and chosen.strategy != plain:
         over = faster(chosen.strategy, plain)
-        sentences.append(f"{over.phrase('It')} plain speculation ({plain}), which is simpler.")
+        but = "" if clearly_faster(over.ratio, noise) else _but(plain, others, faster, noise)
+        sentences.append(f"{over.phrase('It')} plain speculation ({plain}), which is simpler{but}.")
     fastest = max(others, key=lambda each: each.speed.of_means, default=chosen)
     if fastest is not chosen and fastest.speed.of_means > chosen.speed.of_means and chosen.strategy != TARGET:
-        sentences.append(_passed_over(fastest, chosen, faster))
+        sentences.append(_passed_over(fastest, chosen, faster, noise))
     elif chosen.strategy == plain:
         ran, more = "Nothing that ran", "Nothing else within the tolerance is predicted to be"
         sentences.append(
@@ -510,7 +534,7 @@ def _cut_often(row: Confirmed) -> bool:
     return (row.share_cut or 0.0) > MAX_SHARE_CUT
 
 
-def _why_target(others: Sequence[Confirmed]) -> str:
+def _why_target(others: Sequence[Confirmed], noise: float | None) -> str:
     """Return why the target is recommended."""
     allowed = [each for each in others if each.within]
     nearest = max(allowed, key=lambda each: each.speed.of_means, default=None)
@@ -519,10 +543,26 @@ def _why_target(others: Sequence[Confirmed]) -> str:
     speed = format_ratio(nearest.speed)
     if nearest.speed.of_means <= 1:
         return f"Nothing is faster than target: the best, {nearest.strategy}, is {speed} as fast."
-    return f"Nothing is clearly faster than target: the best, {nearest.strategy}, is {speed} as fast."
+    tie = "" if nearest.speed.interval_kind == "95%" else f", {_unclear(nearest.speed, noise)}"
+    return f"Nothing is clearly faster than target: the best, {nearest.strategy}, is {speed} as fast{tie}."
 
 
-def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
+def _but(plain: str, others: Sequence[Confirmed], faster: Faster, noise: float | None) -> str:
+    """Return why plain speculation is not recommended although it cannot be told apart from what is."""
+    ahead = [row for row in others if row.within and row.strategy != plain]
+    beating = (row.strategy for row in ahead if clearly_faster(faster(row.strategy, plain).ratio, noise))
+    return next((f" but clearly slower than {each}" for each in beating), " but not clearly faster than target")
+
+
+def _unclear(ratio: Ratio, noise: float | None) -> str:
+    """Return what a ratio is that is not clearly above 1."""
+    if ratio.interval_kind == "95%":
+        return "not clearly faster"
+    noisy = noise is not None and noise > (NOISE if ratio.interval is None else UNCLEAR)
+    return "too little to tell them apart" + (f" where steps scatter by {noise:.0%}" if noisy else "")
+
+
+def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster, noise: float | None) -> str:
     """Return why the fastest strategy is not recommended."""
     if fastest.refused is not None:
         return f"{fastest.strategy} is {format_ratio(fastest.speed)} as fast as target, but {fastest.refused}."
@@ -531,7 +571,11 @@ def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster) -> str:
         by_token = f"{fastest.strategy} is {format_ratio(fastest.speed)} as fast as target per token"
         longer = f"but its answers are {length.of_means:.2f}x as long"
         return f"{by_token}, {longer}: per answer it is {format_ratio(over.ratio)} as fast as {chosen.strategy}."
-    return f"{over.phrase(fastest.strategy)} {chosen.strategy}, the recommended one: not clearly faster."
+    if clearly_faster(over.ratio, noise):  # possible only if ratios per token and per answer disagree
+        return f"{over.phrase(fastest.strategy)} {chosen.strategy}, the recommended one."
+    why = "lossless" if chosen.lossless and not fastest.lossless else "simpler"
+    tie = _unclear(over.ratio, noise)
+    return f"{over.phrase(fastest.strategy)} {chosen.strategy}, the recommended one, which is {why}: {tie}."
 
 
 def _length_note(row: Confirmed) -> str | None:

@@ -166,12 +166,11 @@ def _best_fixed(
     if len(fixed) > 1 or not any(run.metrics.num_draft_tokens for run in fixed[fastest]):
         return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran)
     why = account(fixed[fastest], runs, profile, whole=ran)
-    if why.best_k is None or why.best_speed_up is None:
+    speed = why.expected_at_best
+    if why.best_k is None or speed is None:
         # Nothing is predicted for blocks that are verified as a whole.
         none_gains = why.acceptance is not None and ran < 1
         return FixedLength(k=k, speed=ran, ran=k, ran_speed=ran, none_gains=none_gains)
-    # Assume that the prediction is off by the same factor at both lengths.
-    speed = ran * why.best_speed_up / why.predicted_speed_up
     if oracle is not None and why.best_k < k and not _whole_blocks(fixed[fastest]):
         # It assumes the same acceptance in every round and that there is a draft; the trace may allow less.
         speed = min(speed, oracle)

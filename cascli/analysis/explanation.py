@@ -3,6 +3,10 @@
 Acceptance and overhead come from the runs. c and v(k) come from a separate measurement of the pair's steps
 (`cascli.jobs.profile`), so the prediction is not fitted to what it predicts; without one, the runs' own times are used.
 Block lengths that neither ran nor were timed are never recommended.
+
+A trace has each round's time outside the models, but nearly all rounds of a fixed k draft k tokens, so it does not show
+how that time depends on k. It is assumed that a round spends as much as a step of the target alone does, which also
+draws a token, copies it to the host and records it, and that the rest is proportional to the drafted tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +58,8 @@ class Explanation(Data):
     v_extrapolated: bool = False
     """Whether `v` is extrapolated beyond the longest block that was timed."""
     predicted_speed_up: float
-    """Speed-up predicted from acceptance, c, v, the draft steps per round, and the lengths of the answers.
+    """Speed-up predicted from acceptance, c, v, the draft steps per round, and the lengths of the answers, without time
+    outside the models.
 
     With `verify=block` or a stop, the measured tokens per round are used in place of acceptance.
     """
@@ -68,11 +73,13 @@ class Explanation(Data):
     `verify=block` or a stop."""
     best_k: int | None
     """Best of the timed block lengths and the one that ran, at this acceptance and these costs; None if none gains, and
-    with `verify=block` or a stop."""
+    with `verify=block` or a stop. Documents without `outside_per_round` ignore time outside the models here."""
     best_k_or_more: bool = False
     """Whether no longer one than `best_k` was timed, so a longer one may be better still."""
     best_speed_up: float | None = None
-    """Predicted speed-up at `best_k`; reports multiply it by `measured_over_predicted` to show what to expect."""
+    """Predicted speed-up at `best_k`, with time outside the models; reports multiply it by `measured_speed_up` over
+    `predicted_with_overhead` to show what to expect. In documents without `outside_per_round`, both are without that
+    time, and the factor is `measured_over_predicted`."""
     overhead: float | None = None
     """Share of the strategy's time after the prompt that was spent outside the two models."""
     measured_alone: bool = False
@@ -80,6 +87,11 @@ class Explanation(Data):
     predicted_with_overhead: float | None = None
     """Speed-up predicted with the measured time outside both models, to compare with `measured_speed_up`; None in older
     documents."""
+    outside_per_round: float | None = None
+    """Time outside the models that a round of any length is assumed to take, in target steps: as much as a step of the
+    target alone, or all of it if that is less. None with `verify=block` or a stop, and in older documents."""
+    outside_per_draft: float | None = None
+    """Time outside the models that each drafted token is assumed to add, in target steps: the rest of it."""
     noise: float | None = None
     """Relative difference of measured and predicted that counts as noise: the observed spread, at least 0.1."""
     bottleneck: str | None
@@ -88,6 +100,19 @@ class Explanation(Data):
     without_it: float | None
     """Predicted speed-up without the bottleneck; reports multiply it by `measured_speed_up` over
     `predicted_with_overhead`, to show what to expect."""
+
+    @property
+    def predicted(self) -> float:
+        """The speed-up to compare with the measured one: with time outside the models, except in older documents."""
+        return self.predicted_speed_up if self.predicted_with_overhead is None else self.predicted_with_overhead
+
+    @property
+    def expected_at_best(self) -> float | None:
+        """The speed-up to expect at `best_k`: its prediction is assumed to be off by the same factor as that of `k`."""
+        if self.best_speed_up is None:
+            return None
+        alike = self.predicted_speed_up if self.outside_per_round is None else self.predicted
+        return self.best_speed_up * self.measured_speed_up / alike
 
 
 class Costs(NamedTuple):
@@ -156,8 +181,8 @@ def account(
     gains = _Gains(drafting, target, costs, k, with_prompt=whole is not None)
     known = gains.depends
     lengths = {*range(1, gains.longest + 1), k} if known else {k}
-    best = max(lengths, key=lambda n: (gains.predicted(n), -n))
-    pays = known and gains.predicted(best) > 1
+    best = max(lengths, key=lambda n: (gains.with_overhead(n), -n))
+    pays = known and gains.with_overhead(best) > 1
     noise = max(NOISE, noise or 0.0, 0.0 if profile is None else profile.spread)
     expected = gains.with_overhead(k)
     agrees = noise <= TOO_NOISY and max(measured / expected, expected / measured) - 1 <= noise
@@ -176,13 +201,15 @@ def account(
         measured_speed_up=measured,
         with_prompt=whole is not None,
         measured_over_predicted=measured / gains.predicted(k),
-        break_even_acceptance=theory.acceptance_for(1.0, lambda a: gains.predicted(k, a)) if known else None,
+        break_even_acceptance=theory.acceptance_for(1.0, lambda a: gains.with_overhead(k, a)) if known else None,
         best_k=best if pays else None,
         best_k_or_more=pays and best >= gains.longest,
-        best_speed_up=gains.predicted(best) if pays else None,
+        best_speed_up=gains.with_overhead(best) if pays else None,
         overhead=gains.overhead,
         measured_alone=profile is not None,
         predicted_with_overhead=expected,
+        outside_per_round=gains.per_round if known else None,
+        outside_per_draft=gains.per_draft if known else None,
         noise=noise,
         bottleneck=bottleneck,
         without_it=without_it,
@@ -227,6 +254,13 @@ class _Gains:
         self.drafted = None if full else drafts / len(rounds)
         self.longest = costs.longest if full else min(costs.longest, k)
         """Largest k for which a prediction is possible: what a drafter would have offered beyond its k is unknown."""
+        outside = self.cost(k) * self.overhead / (1 - self.overhead)
+        """Time outside the models per round, in target steps: from its share of the runs' own time, which is right even
+        if the machine was slower then than when its steps were timed."""
+        self.per_round = min(self._alone - 1, outside)
+        """The part that is assumed to be the same for every k."""
+        self.per_draft = (outside - self.per_round) / (self._mean(float, k, self._known(None)) or 1.0)
+        """The part that each drafted token is assumed to add."""
 
     def _rounds(self, k: int, a: float | None) -> dict[int, float]:
         """Return the number of rounds by their number of drafted tokens, at most k, at acceptance `a`.
@@ -294,17 +328,18 @@ class _Gains:
         """Return the speed-up if neither side spent time outside the models, by default at the measured acceptance."""
         return self._gain(k, self.cost(k, a), a, alone=1.0)
 
-    def with_overhead(self, k: int) -> float:
-        """Return the speed-up with the time outside the models that the runs took."""
-        return self._gain(k, self._cost_with_overhead(k))
+    def with_overhead(self, k: int, a: float | None = None) -> float:
+        """Return the speed-up with the time outside the models, by default at the measured acceptance."""
+        return self._gain(k, self._cost_with_overhead(k, a), a)
 
-    def _cost_with_overhead(self, k: int) -> float:
-        return self.cost(k) / (1 - self.overhead)
+    def _cost_with_overhead(self, k: int, a: float | None = None) -> float:
+        """Return the mean cost of a round; for the k and the acceptance of the runs, it includes the time they took."""
+        return self.cost(k, a) + self.per_round + self.per_draft * self._mean(float, k, self._known(a))
 
     def bottleneck(self, k: int) -> tuple[str, float]:
         """Return what would help most if it were free, and the speed-up without it, all else being equal."""
         everything, verification = self._cost_with_overhead(k), self._checking(k)
-        accepted = everything + self.cost(k, 1.0) - self.cost(k)
+        accepted = self._cost_with_overhead(k, 1.0)
         ideal = {
             DRAFT: self._gain(k, everything - self._drafting(k)),
             VERIFICATION: self._gain(k, everything - max(verification - 1, 0.0)),

@@ -32,7 +32,11 @@ class Machine(Data):
     v: list[float]
     """A target call over 1, 2, ... tokens, in target steps."""
     outside: float
-    """Time outside the models per round that drafts, in target steps."""
+    """Time outside the models per round that drafts, in target steps, as measured."""
+    outside_drafted: float | None = None
+    """Drafted tokens per round where `outside` was measured. What exceeds `outside_alone` is assumed to be proportional
+    to them, and the rest to be the same for all rounds. None if nothing was drafted, and in older documents: all of it
+    is then the same for all rounds."""
     outside_alone: float
     """Time outside the models per token of the target alone, in target steps."""
     draft_reading: float
@@ -50,7 +54,14 @@ class Machine(Data):
 
     def round(self, drafted: int, *, steps: float, extra: float = 0.0) -> float:
         """Return the cost of a round with `drafted` tokens, `steps` draft model steps and `extra` additional time."""
-        return self.c * steps + self.v[drafted] + self.outside + extra
+        return self.c * steps + self.v[drafted] + self._outside(drafted) + extra
+
+    def _outside(self, drafted: int) -> float:
+        """Return the time outside the models of a round with `drafted` tokens; see `cascli.analysis.explanation`."""
+        if not self.outside_drafted:
+            return self.outside
+        fixed = min(self.outside_alone, self.outside)
+        return fixed + (self.outside - fixed) * drafted / self.outside_drafted
 
 
 class Recorded(NamedTuple):

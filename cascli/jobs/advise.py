@@ -216,10 +216,11 @@ class Advising:
             frozenset([TARGET, *(each.strategy for each in chosen if each.lossless)]),
         )
         rows = [self._confirmed(row, chosen, measured) for row in comparison.summary]
-        decided = choosing.decide(rows, measured.faster)
+        plain_spec = None if plain is None else plain.strategy
+        decided = choosing.decide(rows, measured.faster, comparison.spread)
         gains = Levers(answers.gain, answers.oracle()) if seen is not None else None
         return self._document(
-            finding=choosing.find(decided, rows, None if plain is None else plain.strategy, measured.faster),
+            finding=choosing.find(decided, rows, plain_spec, measured.faster, comparison.spread),
             use=self._use(decided.strategy, k),
             confirmed=rows,
             candidates=candidates,
@@ -284,6 +285,8 @@ class Advising:
             c=steps.c,
             v=[steps.v(n) for n in range(1, steps.longest + 1)],
             outside=_outside(drafting) / step,
+            outside_drafted=sum(each.num_draft_tokens for each in drafting) / sum(each.num_rounds for each in drafting)
+            or None,
             outside_alone=_outside(alone) / step,
             draft_reading=max(reading, 0.0) if with_draft else 0.0,
         )

@@ -189,6 +189,8 @@ def _basis(advice: Advice) -> Iterator[str]:
         )
         yield f"A draft passes with probability {looked.acceptance:.2f} (by thirds of the answer {thirds}){rows}."
         outside = f"time outside the models: {machine.outside:.2f} steps per round"
+        if machine.outside_drafted is not None:
+            outside += f" of {machine.outside_drafted:.1f} drafts, {machine.outside_alone:.2f} for target alone"
         yield f"c = {machine.c:.2f}: a draft step over a target step; {outside}."
     yield f"Measured {steps_line(advice.profile)}."
     yield "For one text at a time: checks cost more in batches (cascli bench --batch 1,4,16 shows where it pays)."

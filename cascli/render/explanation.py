@@ -11,6 +11,8 @@ from cascli.render.verdict import SAME
 
 NOISY = 0.2
 """Interquartile range over median from which a figure does not deserve two digits."""
+NEGLIGIBLE = 0.01
+"""Share of the time spent outside the models below which it changes no figure."""
 
 
 def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) -> str:
@@ -26,9 +28,9 @@ def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) ->
     where = (" in tokens per second" if by_token else "") + ("" if why.with_prompt else " after the prompt")
     return (
         f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}, predicted"
-        f" {why.predicted_speed_up:.2f}x.{slower} {_passed(why)}"
+        f" {why.predicted:.2f}x.{slower} {_passed(why)}"
         f" {why.tokens_per_round:.1f} tokens per round; {_costs(why)}{extrapolated} target steps."
-        f" {_block(why)} {_cause(why)}"
+        f"{_outside(why)} {_block(why)} {_cause(why)}"
     )
 
 
@@ -53,10 +55,22 @@ def _costs(why: Explanation) -> str:
     return f"{draft} a check of {block} tokens v = {why.v:.2f}"
 
 
+def _outside(why: Explanation) -> str:
+    """What is assumed of the time outside the models, unless it is too short to matter."""
+    fixed, growing = why.outside_per_round, why.outside_per_draft
+    if fixed is None or growing is None or (why.overhead or 0.0) < NEGLIGIBLE:
+        return ""
+    if growing < 0.005:
+        return f" Outside the models, {fixed:.2f} steps per round are assumed, whatever k."
+    return (
+        f" Outside the models, {fixed:.2f} steps per round (as target alone) and {growing:.2f} per draft are assumed."
+    )
+
+
 def _need(why: Explanation) -> str:
     """Where this k breaks even; called a prediction where the measurement is on the other side of 1."""
     need = why.break_even_acceptance
-    if (why.measured_speed_up > 1) != (why.predicted_speed_up > 1):
+    if (why.measured_speed_up > 1) != (why.predicted > 1):
         where = "never to break even" if need is None else f"to break even at an acceptance of {need:.2f}"
         return f"is predicted {where}"
     return "never breaks even" if need is None else f"breaks even at an acceptance of {need:.2f}"
@@ -66,11 +80,9 @@ def _best(why: Explanation) -> str:
     if why.best_k is None:
         return "no k is predicted to gain" if why.measured_speed_up > 1 else "no k gains"
     more = " or more" if why.best_k_or_more else ""
-    # The error of the prediction at the length that ran is assumed at other lengths too, as in `how long to draft`.
-    correction = 1.0 if why.measured_over_predicted is None else why.measured_over_predicted
-    if why.best_speed_up is None:
+    expected = why.expected_at_best
+    if expected is None:
         return f"best k {why.best_k}{more}"
-    expected = why.best_speed_up * correction
     if expected < 1:
         return f"no k is expected to gain (best k {why.best_k}{more}: {expected:.2f}x)"
     # Position by position, acceptance is known up to the length that ran: heads, for example, lose it further on.
@@ -84,12 +96,7 @@ def _cause(why: Explanation) -> str:
         if why.noise is not None and why.noise > TOO_NOISY:
             return f"Timings differ by {why.noise:.0%} here, which is too noisy to name a cause."
         noise = "" if why.noise is None else f" ({why.noise:.0%})"
-        if why.predicted_with_overhead is None:
-            return f"Measured and predicted differ by more than the noise{noise}, so no cause is named."
-        return (
-            f"Including the time outside the models, the prediction is {why.predicted_with_overhead:.2f}x, which"
-            f" differs from the measurement by more than the observed noise{noise}, so no cause is named."
-        )
+        return f"Measured and predicted differ by more than the noise{noise}, so no cause is named."
     # As for the best k: what was measured may differ a little from what was predicted for it.
     scale = why.measured_speed_up / (why.predicted_with_overhead or why.measured_speed_up)
     gain = "" if why.without_it is None else f" (without that {why.without_it * scale:.2f}x)"

@@ -100,7 +100,7 @@ def _facts(header: Header) -> Iterator[tuple[str, str]]:
         "date": header.date or "not recorded",
         "pair": pair_of(header),
         "cascli": header.version,
-        **header.environment,
+        **header.shared_environment,
         **{name: ", then ".join(each) for name, each in header.differing.items()},
     }
     for key, value in known.items():

@@ -100,12 +100,12 @@ def differences(header: Header | None) -> str | None:
     if header is None:
         return None
     if not header.differing:
-        unknown = len(header.calls) > 1 and not all(call.environment for call in header.calls)
+        unknown = len(header.answering) > 1 and not all(call.environment for call in header.answering)
         return "How some of these answers were made is not known: speeds may not be comparable." if unknown else None
     what = "; ".join(f"{name}: {', '.join(each)}" for name, each in header.differing.items())
     return (
-        f"These answers were made by {len(header.calls)} calls under different conditions ({what}): their speeds cannot"
-        " be compared."
+        f"These answers were made by {len(header.answering)} calls under different conditions ({what}): their speeds"
+        " cannot be compared."
     )
 
 

@@ -6,14 +6,15 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from cascli.analysis.matching import Matched, strategies_of
 from cascli.errors import RunError, UsageError
@@ -162,14 +163,28 @@ class Header(BaseModel):
     """Text of the prompts, by the problem's id; empty in older folders."""
     title: str = ""
     """Title of the report and its picture, if one was given."""
+    _answered: frozenset[int] | None = PrivateAttr(None)
+    """Places in `calls` of those with answers that did not fail; None if that was not looked up."""
+
+    def answered_by(self, lines: Collection[int]) -> None:
+        """Note the lines of `records.jsonl`, from 0, that hold answers that did not fail."""
+        starts = [call.first_line for call in self.calls]
+        self._answered = frozenset(bisect_right(starts, line) - 1 for line in lines)
+
+    @property
+    def answering(self) -> list[Call]:
+        """The calls that made the folder's answers; those whose every answer failed have no part in what is shown."""
+        if not self._answered:
+            return self.calls
+        return [call for place, call in enumerate(self.calls) if place in self._answered]
 
     @property
     def differing(self) -> dict[str, list[str]]:
-        """Entries of the environment in which the calls differ, each with its values in the order of the calls.
+        """Entries of the environment in which these calls differ, each with its values in the order of the calls.
 
         What a call's environment lacks is unknown, as older versions recorded less, or else as in `_UNSET`.
         """
-        known_calls = [call.environment for call in self.calls if call.environment]
+        known_calls = [call.environment for call in self.answering if call.environment]
         names = dict.fromkeys(name for environment in known_calls for name in environment)
         values = {name: [each.get(name, _UNSET.get(name)) for each in known_calls] for name in names}
         known = {name: list(dict.fromkeys(each for each in every if each)) for name, every in values.items()}
@@ -177,8 +192,9 @@ class Header(BaseModel):
 
     @property
     def shared_environment(self) -> dict[str, str]:
-        """The environment, without the entries in which the calls differ."""
-        return {name: value for name, value in self.environment.items() if name not in self.differing}
+        """The environment in which the answers were made, without the entries in which their calls differ."""
+        last = self.answering[-1].environment if self.answering else {}
+        return {name: value for name, value in (last or self.environment).items() if name not in self.differing}
 
     def added(self) -> dict[str, list[float]]:
         """Strategies added to meet the budgets, with their temperatures; in older folders all of the plan's."""
@@ -306,7 +322,7 @@ class Records:
             UsageError: the folder holds no sweep, or its header cannot be read.
         """
         try:
-            return Header.model_validate_json(self.header_file.read_text(encoding="utf-8"))
+            header = Header.model_validate_json(self.header_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"{self.folder}: holds no sweep") from None
         except ValidationError as error:
@@ -314,6 +330,9 @@ class Records:
             raise UsageError(f"{self.header_file}: damaged: {key or 'document'}: {message}") from None
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.header_file}: cannot be read: {error}") from None
+        if len(header.calls) > 1:  # within an answer's text, quotation marks would be escaped
+            header.answered_by([place for place, line in enumerate(self._lines()) if b'"error":"' not in line])
+        return header
 
     def _drop_partial_line(self) -> None:
         """Remove an incomplete last line, left by a killed process."""
