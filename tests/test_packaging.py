@@ -1,4 +1,4 @@
-"""What pyproject.toml says to pip, against what cascli imports."""
+"""What pyproject.toml says to pip, against what cascli imports and where its suite ran."""
 
 import ast
 import re
@@ -8,6 +8,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -78,3 +79,14 @@ def test_extras_that_messages_and_docs_name_exist() -> None:
         for extra in extras.split(",")
     }
     assert named and named <= set(PROJECT["optional-dependencies"])
+
+
+def test_python_versions_are_those_that_the_suite_ran_on() -> None:
+    prefix = "Programming Language :: Python :: "
+    classified = {line.removeprefix(prefix) for line in PROJECT["classifiers"] if line.startswith(prefix)}
+    limits = (ROOT / "docs" / "limits.md").read_text()
+    assert classified == set(re.findall(r"Python (3\.\d+)", limits))
+    workflow = ROOT / ".github" / "workflows" / "test.yml"
+    if workflow.exists():  # no part of the source distribution
+        matrix = yaml.safe_load(workflow.read_text())["jobs"]["test"]["strategy"]["matrix"]["python"]
+        assert set(matrix) == classified
