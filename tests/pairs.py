@@ -133,6 +133,12 @@ def synthetic(text_pair: Pair, acceptance: float, k: int, tokens: int, other: fl
         yield each.model_copy(update={"metrics": each.metrics.model_copy(update={"seconds": seconds})})
 
 
+def with_seconds(run: Run, **seconds: float) -> Run:
+    """The run with a total of one second, none of it before the first token."""
+    told = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, **seconds})
+    return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": told})})
+
+
 def stored_alone(folder: Path) -> dict[str, Any]:
     """A target alone, with its weights and tokenizer in a folder."""
     made = load_pair(pair(257, **ARCHITECTURES["qwen2"]))

@@ -23,13 +23,7 @@ from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.sampling.autoregressive import Sampler
 from cascli.settings import Settings, resolve
 from cascli.strategies import parse
-from tests.pairs import profile_of, prompts, synthetic
-
-
-def with_seconds(run: Run, **seconds: float) -> Run:
-    """The run with a total of one second, none of it before the first token."""
-    told = run.metrics.seconds.model_copy(update={"total": 1.0, "prefill": 0.0, **seconds})
-    return run.model_copy(update={"metrics": run.metrics.model_copy(update={"seconds": told})})
+from tests.pairs import profile_of, prompts, synthetic, with_seconds
 
 
 def gain(a: float | None, k: int, n: int, cost: Callable[[int], float], behind: float = 0.0) -> float:
