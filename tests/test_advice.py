@@ -314,6 +314,34 @@ def decided(
     return chosen.strategy, choosing.find(chosen, every, plain, faster, noise).sentences
 
 
+def test_the_scatter_of_steps_reaches_the_decision(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, stock = [], choosing.decide
+
+    def noted(rows: Any, faster: Any, noise: float | None = None) -> Confirmed:
+        asked.append(noise)
+        return stock(rows, faster, noise)
+
+    monkeypatch.setattr(choosing, "decide", noted)
+    found = advise(near_pair, ["a", "b"], max_new_tokens=12, temperature=0)
+    assert asked == [found.spread] and found.spread is not None
+
+
+def test_what_does_not_clearly_beat_the_target_is_not_called_a_tie() -> None:
+    """The fastest is uncertain: it is not recommended, and the recommended one is not called simpler for that."""
+    plain, lookup = (
+        ran("speculative:k=2", ratio(1.5, 0.9, 2.2)),
+        ran("speculative:draft=prompt-lookup,k=2", ratio(1.2, 1.1, 1.3)),
+    )
+    pairs = {
+        (plain.strategy, lookup.strategy): ratio(1.25, 0.8, 1.9),
+        (lookup.strategy, plain.strategy): ratio(0.8, 0.5, 1.2),
+    }
+    name, said = decided(plain, lookup, pairs=pairs)
+    assert name == lookup.strategy
+    assert any(each.endswith("the recommended one, but not clearly faster than target.") for each in said)
+    assert not any("the recommended one, which is simpler" in each for each in said)
+
+
 def test_the_target_is_chosen_when_nothing_is_clearly_faster() -> None:
     name, said = decided(ran("speculative:k=2", ratio(0.8, 0.7, 0.9)))
     assert name == "target" and "Nothing is faster than target" in said[0] and "0.80x" in said[0]
@@ -875,6 +903,7 @@ def test_one_pause_is_not_counted_as_a_cost_of_every_round(near_pair: Pair, monk
     assert len(paused) == 2
     assert found.machine.outside * found.machine.step_seconds == pytest.approx(0.03)
     assert found.machine.outside_alone * found.machine.step_seconds == pytest.approx(0.01)
+    assert found.machine.outside_drafted is not None and 1 <= found.machine.outside_drafted <= RECORDED_K
     assert found.machine.draft_reading == pytest.approx(0.5)
 
 
@@ -1047,7 +1076,7 @@ def test_the_command_prints_what_to_use_and_how(cli: Callable[..., Result], ques
 def test_json_prints_one_document_and_quiet_only_the_advice(cli: Callable[..., Result], questions: str) -> None:
     found = cli(*TINY, "--prompts", questions, "--limit", "2", "--json", "-q")
     document = json.loads(found.stdout)
-    assert document["schema"] == "cascli.advice/1.1" and len(document["confirmed_on"]) == 2 and not document["apart"]
+    assert document["schema"] == "cascli.advice/1.2" and len(document["confirmed_on"]) == 2 and not document["apart"]
     quiet = cli(*TINY, "--prompts", questions, "--limit", "2", "-q")
     assert quiet.stderr == "" and len(quiet.stdout.splitlines()) <= 4 and "Use " in quiet.stdout
 

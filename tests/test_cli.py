@@ -108,7 +108,7 @@ def test_compare_files(cli, tmp_path: Path, suffix: str) -> None:
     assert cli("compare", "hello", *TINY, "-s", "target", "-s", "speculative:k=2", "-o", str(file)).exit_code == 0
     text = file.read_text()
     if suffix == "json":
-        assert json.loads(text)["schema"] == "cascli.compare/1.6"
+        assert json.loads(text)["schema"] == "cascli.compare/1.7"
         assert "speculative" in cli("show", str(file)).stdout
     else:
         assert len(text.splitlines()) == {"md": 4, "csv": 3}[suffix]
@@ -259,7 +259,7 @@ def test_bench_measures_and_can_be_shown_again(cli, tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.exit_code == 0, found.stderr
     assert "v of" in found.stdout and "SYNTHETIC acceptance 0.7" in found.stdout
-    assert json.loads(saved.read_text())["schema"] == "cascli.bench/1.4"
+    assert json.loads(saved.read_text())["schema"] == "cascli.bench/1.5"
     assert plot.read_text().startswith("<?xml")
     assert cli("show", str(saved)).stdout == found.stdout
     as_json = cli("bench", "-c", "tiny-random", "--context", "16", "--longest-block", "2", "--repeats", "1", "--json")

@@ -434,3 +434,14 @@ def test_removing_the_bottleneck_never_makes_the_measured_speed_worse(text_pair:
     assert why.bottleneck is not None and why.without_it is not None
     assert f"(without that {why.without_it * factor:.2f}x)" in sentence(why)
     assert why.without_it * factor > why.measured_speed_up
+
+
+def test_a_dearer_round_breaks_even_at_a_higher_acceptance(text_pair: Pair) -> None:
+    """Time outside the models delays the break-even."""
+    target, run = synthetic(text_pair, 0.7, 4, 60, other=0.2, speed=1.2)
+    costs = profile_of(0.2, {2: 1.05, 3: 1.1, 5: 1.2})
+    needed = [
+        account([each], [target, each], costs).break_even_acceptance
+        for each in (with_seconds(run, other=0.0), with_seconds(run, other=0.2))
+    ]
+    assert needed[0] is not None and needed[1] is not None and needed[1] > needed[0] + 0.02

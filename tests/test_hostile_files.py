@@ -137,10 +137,10 @@ def test_size_is_bounded(tmp_path: Path) -> None:
         at_once(lambda: bounded(zeros, "stdin", 1 << 20), UsageError, "stdin: larger than 1 MB")
 
 
-@pytest.mark.parametrize("packed", [gzip.compress(b"text"), bz2.compress(b"text"), lzma.compress(b"text")])
-def test_compressed_text_is_called_that(packed: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bz2", "lzma"])
+def test_compressed_text_is_called_that(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl.gz"
-    file.write_bytes(packed)
+    file.write_bytes(pack(b"text"))
     at_once(lambda: text_of(file, 99), UsageError, "it is compressed; unpack it first")
 
 

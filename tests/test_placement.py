@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from cascli import kernels
-from cascli.errors import RunError
+from cascli.errors import PairWarning, RunError
+from cascli.models.load import _test_kernels
 from cascli.models.placement import choose_device
 
 
@@ -51,4 +53,7 @@ def test_without_a_gpu() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_torch_operations_replace_triton_where_it_cannot_work() -> None:
-    assert not kernels.serve(torch.device("cuda")) and kernels.missing(torch.device("cuda"))
+    assert not kernels.serve(torch.device("cuda"))
+    why = kernels.missing(torch.device("cuda"))
+    with pytest.warns(PairWarning, match=f"no Triton kernels, so torch's own .*{re.escape(why or 'a reason')}"):
+        _test_kernels(torch.device("cuda"), 300, torch.bfloat16)

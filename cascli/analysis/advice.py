@@ -250,7 +250,9 @@ class Advice(Document):
 
     kind: ClassVar[str] = "advice"
 
-    schema_name: Literal["cascli.advice/1", "cascli.advice/1.1"] = Field("cascli.advice/1.1", alias="schema")
+    schema_name: Literal["cascli.advice/1", "cascli.advice/1.1", "cascli.advice/1.2"] = Field(
+        "cascli.advice/1.2", alias="schema"
+    )
     date: str | None = None
     """Start time in UTC (ISO 8601)."""
     command: str | None = None
@@ -571,6 +573,9 @@ def _passed_over(fastest: Confirmed, chosen: Confirmed, faster: Faster, noise: f
         by_token = f"{fastest.strategy} is {format_ratio(fastest.speed)} as fast as target per token"
         longer = f"but its answers are {length.of_means:.2f}x as long"
         return f"{by_token}, {longer}: per answer it is {format_ratio(over.ratio)} as fast as {chosen.strategy}."
+    if not clearly_faster(fastest.speed, noise):
+        passed = over.phrase(fastest.strategy)
+        return f"{passed} {chosen.strategy}, the recommended one, but not clearly faster than target."
     if clearly_faster(over.ratio, noise):  # possible only if ratios per token and per answer disagree
         return f"{over.phrase(fastest.strategy)} {chosen.strategy}, the recommended one."
     why = "lossless" if chosen.lossless and not fastest.lossless else "simpler"

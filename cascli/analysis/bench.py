@@ -39,8 +39,13 @@ class Bench(Document):
     kind: ClassVar[str] = "bench"
 
     schema_name: Literal[
-        "cascli.bench/1", "cascli.bench/1.1", "cascli.bench/1.2", "cascli.bench/1.3", "cascli.bench/1.4"
-    ] = Field("cascli.bench/1.4", alias="schema")
+        "cascli.bench/1",
+        "cascli.bench/1.1",
+        "cascli.bench/1.2",
+        "cascli.bench/1.3",
+        "cascli.bench/1.4",
+        "cascli.bench/1.5",
+    ] = Field("cascli.bench/1.5", alias="schema")
     date: str | None = None
     """Start time in UTC (ISO 8601); None in older documents."""
     command: str | None = None

@@ -69,8 +69,8 @@ class Explanation(Data):
     prompt."""
     measured_over_predicted: float | None = None
     break_even_acceptance: float | None
-    """Acceptance above which blocks of k pay off for answers of this length; None if they never do, and with
-    `verify=block` or a stop."""
+    """Acceptance above which blocks of k pay off for answers of this length, with time outside the models as for
+    `best_k`; None if they never do, and with `verify=block` or a stop."""
     best_k: int | None
     """Best of the timed block lengths and the one that ran, at this acceptance and these costs; None if none gains, and
     with `verify=block` or a stop. Documents without `outside_per_round` ignore time outside the models here."""

@@ -220,7 +220,7 @@ def _run(
     finally:
         # The results of an interrupted sweep are shown and written too.
         views.show_results(records, inputs.screen, as_json=inputs.settings.json_output)
-        answered = [unit.key in done for unit in units(plan, task)]
+        answered = [unit.key in done and done[unit.key].error is None for unit in units(plan, task)]
         if any(answered) and not all(answered):
             inputs.screen.note(
                 f"{sum(answered)} of {len(answered)} answers are done; --resume continues with the others"

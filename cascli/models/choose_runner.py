@@ -82,7 +82,7 @@ def _tested(
     restore_norms(model)
     restore_rotation(model)
     model.set_attn_implementation(attention)
-    return EagerRunner(model, vocab, device), f"captured steps failed their self-test: {wrong}"
+    return EagerRunner(model, vocab, device), f"the steps for them failed their self-test: {wrong}"
 
 
 def graph_cache_for(device: torch.device, *reasons: str | None) -> GraphCache:

@@ -166,13 +166,7 @@ def _load(
         works.append(work_of(head, head_dtype))
     stages.plan(works)
     if device.type == "cuda":
-        why = check_kernels(device, vocab, DTYPES[parts[-1].dtype])
-        if why is not None:
-            warnings.warn(
-                f"no Triton kernels, so torch's own operations are used instead (slower): {why}",
-                PairWarning,
-                stacklevel=3,
-            )
+        _test_kernels(device, vocab, DTYPES[parts[-1].dtype])
     models = {}
     for part in parts:
         stages.begin()
@@ -198,6 +192,14 @@ def _load(
         context=description.context,
         graphs=graph_cache_for(target.device, *(model.eager_because for model in models.values())),
     )
+
+
+def _test_kernels(device: torch.device, vocab: int, dtype: torch.dtype) -> None:
+    """Test the kernels before anything uses them; warn if there are none, or none that work."""
+    why = check_kernels(device, vocab, dtype)
+    if why is not None:
+        text = f"no Triton kernels, so torch's own operations are used instead (slower): {why}"
+        warnings.warn(text, PairWarning, stacklevel=4)
 
 
 def _loaded(

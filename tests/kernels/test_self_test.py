@@ -132,7 +132,7 @@ def test_captured_steps_that_fail_are_replaced_by_the_untouched_model(
     replaced(monkeypatch, "rotation.rotate_and_store", next_position)
     runner, why = chosen(module, where)
     assert isinstance(runner, EagerRunner)
-    assert why is not None and why.startswith("captured steps failed their self-test: their logits differ")
+    assert why is not None and why.startswith("the steps for them failed their self-test: their logits differ")
     assert {key: type(each) for key, each in module.named_modules()} == before
     assert not any("forward" in vars(each) for each in module.modules())
     assert module.config._attn_implementation == attention
