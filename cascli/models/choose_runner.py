@@ -82,7 +82,8 @@ def _tested(
     restore_norms(model)
     restore_rotation(model)
     model.set_attn_implementation(attention)
-    return EagerRunner(model, vocab, device), f"the steps for them failed their self-test: {wrong}"
+    what = "steps with cascli's attention failed their self-test"
+    return EagerRunner(model, vocab, device), f"{what}: {wrong}" + (", so nothing is compiled" if compiler else "")
 
 
 def graph_cache_for(device: torch.device, *reasons: str | None) -> GraphCache:

@@ -208,7 +208,11 @@ def _loaded(
     """Load a model, with the runner that decodes with it."""
     module, device = _load_model(part, stages), part.device
     if description.head is None:
-        runner, why = choose_runner(module, description.vocab_of(part.role), device, graphs=graphs, compiler=compiler)
+        vocab = description.vocab_of(part.role)
+        try:
+            runner, why = choose_runner(module, vocab, device, graphs=graphs, compiler=compiler)
+        except torch.OutOfMemoryError as error:
+            raise RunError(f"not enough memory on {device} beside {part.model.source}: {first_line(error)}") from None
     else:
         runner = TappedRunner(module, description.vocab, device, description.head.taps)
         why = TAPPED_IS_EAGER if device.type == "cuda" else None

@@ -26,10 +26,10 @@ SHARP = {"initializer_range": 0.15}
 """With the small weights of a new model, attention hardly changes logits, and an error in it hides in rounding."""
 
 
-def model(name: str, where: torch.device) -> Any:
+def model(name: str, where: torch.device, dtype: str = "float32") -> Any:
     shape = ARCHITECTURES[name] | SHARP
     loaded = load_pair(pair(VOCAB, **shape), dtype="float32", device=where.type, cuda_graphs=False)
-    return loaded.target.model
+    return loaded.target.model.to(getattr(torch, dtype))
 
 
 def chosen(module: Any, where: torch.device) -> tuple[Any, str | None]:
@@ -85,7 +85,11 @@ def no_compiler(*_: Any, **__: Any) -> Tensor:
 BUGS = {
     "a bias is forgotten": ("products.product", without_bias, "logits differ from those of the model's own layers by"),
     "a kernel does not compile": ("products.product", no_compiler, "RuntimeError: PassManager::run failed"),
-    "NaN": ("norms.add_norm", lambda norm, *args: tuple(each * torch.nan for each in norm(*args)), "by nan%"),
+    "NaN": (
+        "norms.add_norm",
+        lambda norm, *args: tuple(each * torch.nan for each in norm(*args)),
+        "their logits are not numbers",
+    ),
     "the rotary angle is the next token's": ("rotation.rotate_and_store", next_position, "layers by"),
 }
 
@@ -111,13 +115,16 @@ def test_fused_steps_that_fail_are_replaced_by_captured_layers(
     torch.testing.assert_close(logits(runner, where), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma3_text", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("qwen2", "float32"), ("gemma3_text", "float32"), ("gpt_neox", "float32"), ("gpt_neox", "bfloat16")],
+)
 def test_captured_steps_that_fail_are_replaced_by_the_untouched_model(
-    name: str, where: torch.device, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: str, where: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "gpt_neox":  # without fused layers, a prompt longer than any block is read in little time
         monkeypatch.setattr(self_test, "PROMPT", 80)
-    module = model(name, where)
+    module = model(name, where, dtype)
     before = {key: type(each) for key, each in module.named_modules()}
     attention = module.config._attn_implementation
     expected = logits(EagerRunner(module, VOCAB - 3, where), where)
@@ -132,11 +139,28 @@ def test_captured_steps_that_fail_are_replaced_by_the_untouched_model(
     replaced(monkeypatch, "rotation.rotate_and_store", next_position)
     runner, why = chosen(module, where)
     assert isinstance(runner, EagerRunner)
-    assert why is not None and why.startswith("the steps for them failed their self-test: their logits differ")
+    assert why is not None and why.startswith(
+        "steps with cascli's attention failed their self-test: their logits differ"
+    )
     assert {key: type(each) for key, each in module.named_modules()} == before
     assert not any("forward" in vars(each) for each in module.modules())
     assert module.config._attn_implementation == attention
     assert torch.equal(logits(runner, where), expected)
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "gpt2"])
+@pytest.mark.parametrize("dtype_", ["bfloat16", "float16", "float32"])
+def test_sound_steps_pass_in_every_precision(name: str, dtype_: str, where: torch.device) -> None:
+    """Models without fused layers, whose steps need no products that the interpreter lacks."""
+    runner, why = chosen(model(name, where, dtype_), where)
+    assert isinstance(runner, GraphRunner) and why is None
+
+
+def test_a_shift_of_all_logits_is_no_difference() -> None:
+    """No probability depends on it; for GPT-2, whose logits are about -100, it would hide every other difference."""
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    logits[:, 7] = -torch.inf
+    torch.testing.assert_close(self_test._centred(logits), self_test._centred(logits - 100), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("vocab", [5, 700])

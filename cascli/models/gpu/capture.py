@@ -74,8 +74,12 @@ class CudaCapture:
                     compute()
             current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                result = compute()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                    result = compute()
+            except BaseException:
+                torch.cuda.set_stream(current)  # torch leaves its stream the current one if a capture fails
+                raise
 
         def replay() -> Result:
             graph.replay()
