@@ -70,7 +70,7 @@ def _tested(
         if isinstance(fused, str):
             use_fused_rotation(model)
     runner = GraphRunner(model, vocab, device, capture, compiler, fused)
-    # What torch compiles takes a minute and is torch's own; its attention is ours.
+    # Compiling takes a minute and is torch's work; the attention that is compiled is ours, and is tested without.
     wrong = test.failure(runner if compiler is None else GraphRunner(model, vocab, device, Uncaptured()))
     if wrong is not None and isinstance(fused, Merged):
         use_fused_rotation(model)
