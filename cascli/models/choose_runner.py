@@ -55,13 +55,15 @@ def choose_runner(
     why = why_eager(model)
     if why is not None or not (graphs or compiler):
         return EagerRunner(model, vocab, device), why or BY_FLAG
-    return _tested(model, vocab, device, (capture or CudaCapture(device)) if graphs else Uncaptured(), compiler)
+    capture = (capture or CudaCapture(device)) if graphs else Uncaptured()
+    runner, why = _tested(model, vocab, device, capture, compiler)
+    return runner, why or (None if graphs else BY_FLAG)
 
 
 def _tested(
     model: PreTrainedModel, vocab: int, device: torch.device, capture: Capture, compiler: str | None
 ) -> tuple[Runner, str | None]:
-    """The runner with the fewest kernels a step that passes a self-test, and why it has no graphs if it has none."""
+    """The runner with the fewest kernels a step that passes a self-test, and why it cannot have graphs, if so."""
     test, attention = StepTest(model, vocab, device), model.config._attn_implementation
     fused: Merged | str | None = None
     if compiler is None:  # torch.compile does all this itself
@@ -78,7 +80,7 @@ def _tested(
         runner = GraphRunner(model, vocab, device, capture.fresh(), None, why)
         wrong = test.failure(runner)
     if wrong is None:
-        return runner, BY_FLAG if isinstance(capture, Uncaptured) else None
+        return runner, None
     restore_norms(model)
     restore_rotation(model)
     model.set_attn_implementation(attention)
