@@ -90,6 +90,8 @@ class SignedOneDnnWeights(OneDnnWeights):
     Elsewhere torch's oneDNN has only a reference implementation of this, hundreds of times slower.
     """
 
+    _zero: ClassVar[int] = 0
+
     @classmethod
     def is_available(cls) -> bool:
         """Whether torch was built with oneDNN and the processor has AMX."""
@@ -98,12 +100,6 @@ class SignedOneDnnWeights(OneDnnWeights):
     def encoded(self, digits: Tensor) -> Tensor:
         """See `Int8Weights`."""
         return digits.to(torch.int8)
-
-    def product(self, encoded: Tensor) -> Tensor:
-        """See `Int8Weights`."""
-        return torch.ops.onednn.qlinear_pointwise(
-            encoded, 1.0, 0, self.packed, self.scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
 
 
 class FbgemmWeights:
