@@ -72,13 +72,14 @@ def _tested(
         if isinstance(fused, str):
             use_fused_rotation(model)
     runner = GraphRunner(model, vocab, device, capture, compiler, fused)
-    # Compiling takes a minute and is torch's work; the attention that is compiled is ours, and is tested without.
-    wrong = test.failure(runner if compiler is None else GraphRunner(model, vocab, device, Uncaptured()))
+    # Tested in a copy, so that no graph or buffer of the test stays. Compiling takes a minute and is torch's work; the
+    # attention that is compiled is ours, and is tested without.
+    wrong = test.failure(runner.fresh() if compiler is None else GraphRunner(model, vocab, device, Uncaptured()))
     if wrong is not None and isinstance(fused, Merged):
         use_fused_rotation(model)
         why = f"fused steps failed their self-test: {wrong}"
-        runner = GraphRunner(model, vocab, device, capture.fresh(), None, why)
-        wrong = test.failure(runner)
+        runner = GraphRunner(model, vocab, device, capture, None, why)
+        wrong = test.failure(runner.fresh())
     if wrong is None:
         return runner, None
     restore_norms(model)
