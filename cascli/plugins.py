@@ -31,7 +31,12 @@ def names(package: ModuleType) -> list[str]:
 
 
 def _own(package: ModuleType) -> frozenset[str]:
-    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return _modules_in(tuple(package.__path__))
+
+
+@lru_cache
+def _modules_in(folders: tuple[str, ...]) -> frozenset[str]:
+    modules = (module.name for module in pkgutil.iter_modules(folders))
     return frozenset(name.replace("_", "-") for name in modules if name != "base" and not name.startswith("_"))
 
 

@@ -415,10 +415,27 @@ def test_rounding_of_logits_does_not_fail_parity(text_pair: Pair) -> None:
 
 def test_the_difference_of_logits_is_that_of_the_worst_row() -> None:
     """A fault at one position in a hundred is not averaged away."""
-    rows = torch.ones(100, 4)
+    rows = torch.tensor([1.0, -1.0]).repeat(100, 2)
     off = rows.clone()
-    off[7] = 1.5
+    off[7] *= 1.5
     assert numerics.difference(off, rows) == pytest.approx(0.5)
+
+
+def test_what_is_added_to_all_logits_of_a_row_is_no_difference() -> None:
+    """No probability depends on it, and a large one would hide every other difference."""
+    rows = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows[:, 7] = -torch.inf
+    assert numerics.difference(rows, rows - 100) < 1e-12
+    off = rows.clone()
+    off[1] = 1.5 * rows[1]
+    assert numerics.difference(off + 100, rows + 100) == pytest.approx(0.5)
+
+
+def test_logits_that_are_not_numbers_pass_no_bound() -> None:
+    rows = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    off = rows.clone()
+    off[2, 0] = torch.nan
+    assert not numerics.difference(off, rows) <= 1.0
 
 
 def test_a_cache_is_judged_by_its_worst_rewind(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

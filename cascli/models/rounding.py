@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 BOUNDS = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1, "int8": 2e-2}
@@ -14,10 +15,16 @@ single token read after a rewind that kept one too many, only 0.09 on the draft 
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Root mean square of the difference over that of `b`, at the worst row of `[rows, V]`.
+    """Root mean square of the difference over that of `b`, at the worst row of `[rows, V]`; each row minus its mean.
 
-    Tokens for which a cut head has no row are minus infinity in both and carry no weight.
+    No probability depends on what is added to all logits of a row, and it may be far larger than what does. Tokens for
+    which a cut head has no row are minus infinity in both and carry no weight.
     """
-    a, b = a.double(), b.double()
+    a, b = _centred(a), _centred(b)
     off = (a - b).where(a != b, 0.0).pow(2).sum(dim=-1)
     return float((off / b.where(b.isfinite(), 0.0).pow(2).sum(dim=-1).clamp_min(1e-18)).max().sqrt())
+
+
+def _centred(logits: Tensor) -> Tensor:
+    logits = logits.double()
+    return logits - logits.where(logits != -torch.inf, torch.nan).nanmean(dim=-1, keepdim=True)

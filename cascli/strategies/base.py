@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -55,11 +56,18 @@ def validated(kind: type[T], values: Mapping[str, Any]) -> T:
     defaults = {each.name: each.default for each in plugin_fields if each.default not in (MISSING, None)}
     with blamed(kind):
         try:
-            return TypeAdapter(kind).validate_python(defaults | dict(values))
+            adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]  # classes can be hashed
+            return adapter.validate_python(defaults | dict(values))
         except ValidationError as error:
             key, message = first_problem(error, [])
             key = key.partition(".")[0]  # the rest says which of several types was tried
             raise UsageError(f"{key}: {message}" if key else f"{label(kind)}: {message}") from None
+
+
+@lru_cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """The adapter of a class; to make one takes a millisecond."""
+    return TypeAdapter(kind)
 
 
 class Part(NamedTuple):

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from cascli import generate, load_pair
-from cascli.models.pair import Pair
+from cascli.models.pair import LoadedModel, Pair
+from cascli.models.runner import Runner
 from cascli.rules import Rule
 from cascli.sampling.distributions import Dists
 from cascli.strategies import Strategy
@@ -43,6 +44,35 @@ def tiny_pair(vocab: int = 3, layers: int = 1) -> Pair:
     return pair
 
 
+class Remembering(Runner):
+    """Computes a model's logits once per text, without a cache: an enumeration reads few texts, each of them often."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model, self._text = loaded.model, list[int]()
+        self._known: dict[Tokens, torch.Tensor] = {}
+
+    @property
+    def length(self) -> int:
+        return len(self._text)
+
+    def forward(self, ids: torch.Tensor, rows: int) -> torch.Tensor:
+        self._text += ids.tolist()
+        text = tuple(self._text)
+        if text not in self._known:
+            with torch.inference_mode():
+                self._known[text] = self._model(input_ids=torch.tensor([text]), use_cache=False).logits[0]
+        return self._known[text][-rows:]
+
+    def truncate(self, length: int) -> None:
+        assert 0 <= length <= len(self._text), "what was not read cannot be kept"
+        del self._text[length:]
+
+
+def remembering(pair: Pair) -> Pair:
+    """The pair, with runners that share nothing with those of a real run but the weights."""
+    return pair.with_runners({role: Remembering(loaded) for role, loaded in pair.models.items()})
+
+
 @cache
 def logits(vocab: int, layers: int, prefix: Tokens) -> tuple[np.ndarray, np.ndarray]:
     """Draft and target logits after the prompt and a prefix: one full forward each, without a cache."""
@@ -72,12 +102,25 @@ def model_tables(vocab: int, layers: int, **sampling: Any) -> Tables:
     return tables
 
 
-def engine_law(strategy: str | Strategy, length: int, vocab: int = 3, layers: int = 1, **sampling: Any) -> Law:
-    """The exact joint law of the text that the engine writes."""
+def engine_law(
+    strategy: str | Strategy, length: int, vocab: int = 3, layers: int = 1, *, caches: bool = True, **sampling: Any
+) -> Law:
+    """The exact joint law of the text that the engine writes.
+
+    Args:
+        strategy: as for `generate`.
+        length: of the text.
+        vocab: of the models.
+        layers: of the models.
+        caches: whether the models read with their real caches, which takes three times as long.
+        sampling: as for `generate`.
+    """
     prompt = [t % vocab for t in PROMPT]
+    pair = tiny_pair(vocab, layers)
+    if not caches:
+        pair = remembering(pair)
 
     def run(uniforms: Any) -> Tokens:
-        pair = tiny_pair(vocab, layers)
         result = generate(
             pair, prompt_ids=prompt, strategy=strategy, max_new_tokens=length, uniforms=uniforms, **sampling
         )

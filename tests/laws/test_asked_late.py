@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import pytest
@@ -15,12 +16,13 @@ from cascli.decoding import speculation
 from cascli.decoding.session import Session
 from cascli.drafters.model import Model
 from cascli.models.eagle3.runners import Eagle3Runner
+from cascli.models.pair import Pair
 from cascli.models.runner import Runner
 from cascli.models.split import ExitRunner
 from cascli.rules.base import Rule
 from cascli.strategies import Strategy, parse
 from cascli.strategies.base import Speculating
-from tests.laws.models import engine_law, pi_of, reference_law, tiny_pair
+from tests.laws.models import engine_law, pi_of, reference_law, remembering, tiny_pair
 from tests.laws.tables import target
 from tests.laws.test_stops import MIDDLE
 from tests.reference.process import distance
@@ -37,11 +39,16 @@ def speculating(spec: str) -> Speculating:
     return strategy
 
 
-def runs_of(spec: str | Strategy, **options: Any) -> Iterator[Run]:
+def runs_of(spec: str | Strategy, pair: Pair | None = None, **options: Any) -> Iterator[Run]:
     """Yield runs with rounds of every kind; the last round may have less room than the others."""
     for seed in range(12):
         ask = {"prompt_ids": [1, 2], "max_new_tokens": 23, "seed": seed, **WARPED, **options}
-        yield generate(tiny_pair(5, 2), strategy=spec, **ask)
+        yield generate(pair or tiny_pair(5, 2), strategy=spec, **ask)
+
+
+@cache
+def without_caches() -> Pair:
+    return remembering(tiny_pair(5, 2))
 
 
 def same(ours: Any, theirs: Any) -> bool:
@@ -78,9 +85,9 @@ def whole_blocks(run: Run) -> int:
 @pytest.mark.parametrize("rule", rules.names())
 def test_the_same_rounds(rule: str, verify: str, request: pytest.FixtureRequest) -> None:
     spec = f"speculative-cascade:rule={rule},k=3,verify={verify}"
-    late = list(runs_of(spec, top=2))
+    late = list(runs_of(spec, without_caches(), top=2))
     request.getfixturevalue("asked_at_once")
-    first = list(runs_of(spec, top=2))
+    first = list(runs_of(spec, without_caches(), top=2))
     assert all(same(ours, theirs) for ours, theirs in zip(late, first, strict=True))
     reads = rules.load(rule).reads_draft
     assert reads == any(token.q is not None for run in late for token in run.emitted if token.event == "bonus")
