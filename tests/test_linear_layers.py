@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,34 @@ def test_a_kernel_that_rounds_on_the_way_is_not_exact() -> None:
 @pytest.mark.skipif(SignedOneDnnWeights not in EXACT_KERNELS, reason="no AMX here")
 def test_with_amx_onednn_takes_signed_digits() -> None:
     assert OneDnnWeights not in EXACT_KERNELS and int8_kernel() is SignedOneDnnWeights
+
+
+@pytest.mark.parametrize("kernel", EXACT_KERNELS)
+def test_a_small_product_takes_no_longer_than_a_larger_one(kernel: type[Int8Weights]) -> None:
+    """oneDNN multiplies signed bytes a hundred times slower up to 256 outputs, such as two rows of a key's."""
+    generator = torch.Generator().manual_seed(0)
+    weights = kernel.of(torch.randint(-127, 128, (128, 2048), generator=generator).to(torch.int8), torch.ones(128))
+
+    def seconds(rows: int) -> float:
+        encoded, times = weights.encoded(torch.ones(rows, 2048)), []
+        for _ in range(6):
+            start = time.perf_counter()
+            weights.product(encoded)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert max(seconds(1), seconds(2)) < 10 * seconds(8)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("outputs", [1, 37, 128, 300])
+@pytest.mark.parametrize("kernel", EXACT_KERNELS)
+def test_small_products_are_exact_too(kernel: type[Int8Weights], outputs: int, rows: int) -> None:
+    generator, most = torch.Generator().manual_seed(0), int(kernel.most)
+    levels = torch.randint(-127, 128, (outputs, 100), generator=generator).to(torch.int8)
+    digits = torch.randint(-most, most + 1, (rows, 100), generator=generator).float()
+    weights = kernel.of(levels, torch.ones(outputs))
+    assert torch.equal(weights.product(weights.encoded(digits)), digits @ levels.float().T)
 
 
 @pytest.mark.parametrize("kernel", EXACT_KERNELS)

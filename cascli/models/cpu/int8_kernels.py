@@ -12,10 +12,13 @@ from functools import cache
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _ROWS_HINT = 8
 """The number of rows that a packing is optimised for; any number works."""
+_MOST_REFERENCE = 256
+"""The most outputs, rows times channels, for which oneDNN (of torch 2.13) multiplies signed bytes without AMX."""
 LEVELS = 127.0
 """The largest magnitude of a weight level."""
 
@@ -87,7 +90,8 @@ class OneDnnWeights:
 class SignedOneDnnWeights(OneDnnWeights):
     """oneDNN with signed digits, for processors with AMX, which multiply signed bytes.
 
-    Elsewhere torch's oneDNN has only a reference implementation of this, hundreds of times slower.
+    Elsewhere torch's oneDNN has only a reference implementation of this, hundreds of times slower; nor does it use AMX
+    for products of at most `_MOST_REFERENCE` outputs. Such a product is filled up with rows of zeros.
     """
 
     _zero: ClassVar[int] = 0
@@ -100,6 +104,14 @@ class SignedOneDnnWeights(OneDnnWeights):
     def encoded(self, digits: Tensor) -> Tensor:
         """See `Int8Weights`."""
         return digits.to(torch.int8)
+
+    def product(self, encoded: Tensor) -> Tensor:
+        """See `Int8Weights`."""
+        rows = encoded.shape[0]
+        least = _MOST_REFERENCE // self.shape[0] + 1
+        if rows >= least:
+            return super().product(encoded)
+        return super().product(F.pad(encoded, (0, 0, 0, least - rows)))[:rows]
 
 
 class FbgemmWeights:
