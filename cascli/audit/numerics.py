@@ -1,6 +1,7 @@
 """Does the cache drift, and do logits depend on the block that a token is verified in?
 
-Differences are relative: the root mean square of a row's difference over that of its logits, at the worst row.
+Differences are relative: the root mean square of a row's difference over that of its logits,
+both minus the row's mean, at the worst row.
 """
 
 from __future__ import annotations
