@@ -1,7 +1,6 @@
 """Does the cache drift, and do logits depend on the block that a token is verified in?
 
-Differences are relative: the root mean square of a row's difference over that of its logits,
-both minus the row's mean, at the worst row.
+Differences are those of `cascli.models.rounding.difference`.
 """
 
 from __future__ import annotations
