@@ -35,6 +35,7 @@ from cascli.sweeps.tasks import Example, Task, programs, task_of
 from cascli.sweeps.units import Unit
 from cascli.sweeps.worker import Worker
 from cascli.trace import Run
+from tests.commands import invoke
 
 EXAMPLES = [path for path in sorted((pairs_folder() / "sweeps").glob("*.yaml")) if not path.stem.startswith("paper")]
 """All but the paper's, which need a dataset: see tests/test_paper.py."""
@@ -342,7 +343,7 @@ def test_a_sweep_writes_all_documented_files(plan_file: Path, tmp_path: Path) ->
     ]
     assert lossless and all(record.quality == 1 for record in lossless)
     header = json.loads((out / "sweep.json").read_text())
-    assert header["schema"] == "cascli.sweep/1.6" and header["environment"]["torch"]
+    assert header["schema"] == "cascli.sweep/1.7" and header["environment"]["torch"]
     table = (out / "results.csv").read_text().splitlines()
     assert len(table) == 1 + 5 * 2
     page = (out / "report.html").read_text()
@@ -520,12 +521,17 @@ def test_an_interrupted_sweep_says_how_far_it_got_and_how_to_go_on(
 
     real, done = Worker.do, []
     monkeypatch.setattr(Worker, "do", interrupted)
-    flags = (str(plan_file), "-o", str(tmp_path / "out"), "--limit", "1")
+    out = tmp_path / "out"
+    flags = (str(plan_file), "-o", str(out), "--limit", "1")
     found = run(*flags)
-    assert found.exit_code == 130 and "4 of 15 answers are done; --resume continues with the others" in found.stderr
+    assert found.exit_code == 130 and "11 of 15 answers are missing; --resume continues with them" in found.stderr
+    unfinished = "Unfinished: 4 of 15 answers were made, and every number is of these."
+    assert unfinished in found.stdout and unfinished in (out / "report.html").read_text()
+    assert unfinished in invoke("show", str(out)).stdout
     monkeypatch.setattr(Worker, "do", real)
     again = run(*flags, "--resume")
-    assert again.exit_code == 0 and "answers are done" not in again.stderr
+    assert again.exit_code == 0 and "missing" not in again.stderr
+    assert "Unfinished" not in again.stdout + (out / "report.html").read_text()
 
 
 def test_two_sweeps_in_one_folder_are_refused(plan_file: Path, tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ def _run(
 ) -> SweepPlan:
     """Run the sweep, show its results, and return the plan with the strategies that its budgets added."""
     from cascli.cli.progress import Progress
+    from cascli.render.numbers import counted
     from cascli.sweeps.plan import with_strategies
     from cascli.sweeps.run import all_failed, carry_out, completed_header
     from cascli.sweeps.units import units
@@ -222,8 +223,10 @@ def _run(
         views.show_results(records, inputs.screen, as_json=inputs.settings.json_output)
         answered = [unit.key in done and done[unit.key].error is None for unit in units(plan, task)]
         if any(answered) and not all(answered):
+            missing = len(answered) - sum(answered)
             inputs.screen.note(
-                f"{sum(answered)} of {len(answered)} answers are done; --resume continues with the others"
+                f"{missing} of {counted(len(answered), 'answer')} {'is' if missing == 1 else 'are'} missing;"
+                " --resume continues with them"
             )
     all_failed(done)
     return plan

@@ -19,7 +19,7 @@ from cascli.render.marks import short_name
 from cascli.render.numbers import DASH, number, seconds, tv, yes_no
 from cascli.render.stream import describe_handover
 from cascli.render.sweep import COST, QUALITY, with_values
-from cascli.render.sweep_words import caution, differences, scatter_kinds
+from cascli.render.sweep_words import caution, differences, scatter_kinds, unfinished
 from cascli.render.table import PAGE, scatter_line
 from cascli.render.verdict import verdict
 from cascli.sweeps.table import SweepRow, SweepRows
@@ -118,7 +118,8 @@ def of_sweep(rows: Sequence[SweepRow]) -> str:
     ]
     more = len(rows) - len(shown)
     notes = [f"and {more} more rows" if more else "", "; ".join(scatter_kinds(rows)), caution(rows) or ""]
-    notes.append(differences(getattr(rows, "header", None)) or "")
+    header = getattr(rows, "header", None)
+    notes += [differences(header) or "", unfinished(rows, header) or ""]
     footer = "".join(_block(_text(note), QUIET) for note in notes if note)
     return table_html(["strategy", "T", *headings], shown) + footer
 

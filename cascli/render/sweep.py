@@ -23,6 +23,7 @@ from cascli.render.sweep_words import (
     passed,
     scatter_kinds,
     temperature_of,
+    unfinished,
 )
 from cascli.render.table import speed_text
 from cascli.settings import TARGET
@@ -98,7 +99,7 @@ def sweep_tables(
     greedy = None if 0 in temperatures and len(temperatures) > 1 else temperatures == [0]
     costs = table_notes(rows, greedy=greedy) if any(row.costs for row in rows) else ""
     notes = ["; ".join([*_counts(rows), *_batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
-    notes.append(differences(header) or "")
+    notes += [differences(header) or "", unfinished(rows, header) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
 
 

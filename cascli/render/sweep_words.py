@@ -109,6 +109,15 @@ def differences(header: Header | None) -> str | None:
     )
 
 
+def unfinished(rows: Sequence[SweepRow], header: Header | None) -> str | None:
+    """A warning if the sweep was stopped, or is still at work: what is shown is then of a part of its answers."""
+    planned = header.planned if header is not None else {}
+    made = {(row.strategy, row.temperature): row.answers + row.errors for row in rows}
+    done = sum(min(made.get(place, 0), count) for place, count in planned.items())
+    whole = sum(planned.values())
+    return f"Unfinished: {done} of {whole} answers were made, and every number is of these." if done < whole else None
+
+
 def _fastest_lossless(rows: Sequence[SweepRow]) -> str | None:
     """The fastest of those that follow the target's distribution, whatever the scores of their samples."""
     every = [row for row in rows if row.strategy != TARGET and is_lossless(row)]

@@ -7,6 +7,7 @@ import json
 import os
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,7 +22,7 @@ from cascli.errors import RunError, UsageError
 from cascli.files import JSON_BYTES, bounded, named, write
 from cascli.settings import first_problem
 from cascli.strategies import parse
-from cascli.sweeps.plan import Cell, SweepPlan
+from cascli.sweeps.plan import Cell, SweepPlan, with_strategies
 from cascli.trace import Distances, block_length, now
 from cascli.version import __version__
 
@@ -132,7 +133,8 @@ class Header(BaseModel):
         "cascli.sweep/1.4",
         "cascli.sweep/1.5",
         "cascli.sweep/1.6",
-    ] = Field("cascli.sweep/1.6", alias="schema")
+        "cascli.sweep/1.7",
+    ] = Field("cascli.sweep/1.7", alias="schema")
     fingerprint: str
     version: str = __version__
     """The version of cascli at the last call that made answers."""
@@ -161,6 +163,9 @@ class Header(BaseModel):
     """Hashes of what was asked: of every problem by its id, and of the pair."""
     prompts: dict[str, str] = {}
     """Text of the prompts, by the problem's id; empty in older folders."""
+    num_prompts: int | None = None
+    """Number of prompts that every strategy is to answer, at each temperature, seed and repeat; None in older
+    folders."""
     title: str = ""
     """Title of the report and its picture, if one was given."""
     _answered: frozenset[int] | None = PrivateAttr(None)
@@ -201,6 +206,15 @@ class Header(BaseModel):
         if self.budgets:
             return strategies_of(self.budgets)
         return {spec: list(self.plan.temperatures) for spec in self.matched}
+
+    @property
+    def planned(self) -> dict[tuple[str, float], int]:
+        """Number of records that each strategy is to have at each of its temperatures; empty in older folders."""
+        if self.num_prompts is None:
+            return {}
+        cells = with_strategies(self.plan, self.added()).cells()
+        counts = Counter((cell.strategy, cell.temperature) for cell in cells)
+        return {place: count * self.num_prompts for place, count in counts.items()}
 
 
 class Records:

@@ -206,6 +206,7 @@ def header_of(plan: SweepPlan, task: Task, config: PairConfig, *, command: str =
         environment={"code execution": f"no sandbox for {', '.join(sandbox.missing_walls())}"} if task.unsafe else {},
         asked=task.problem_hashes() | {"pair": pair} | ({"compile": "yes"} if compiled else {}),
         prompts=task.prompts(),
+        num_prompts=len(task.problems),
         calibration=[prompt.id for prompt in task.calibration],
     )
 
@@ -227,6 +228,8 @@ def completed_header(
         kept: dict[str, Any] = {"prompts": previous.prompts | header.prompts, "title": header.title or previous.title}
         kept["asked"] = previous.asked | header.asked  # including prompts that are not asked this time
         kept["date"] = previous.date or header.date
+        if previous.num_prompts is not None and header.num_prompts is not None:
+            kept["num_prompts"] = max(previous.num_prompts, header.num_prompts)
         kept["calls"] = previous.calls or [Call.of(previous, previous.date)]
         header = header.model_copy(update=kept)
     if plan.match:
