@@ -81,6 +81,7 @@ def _tested(
         runner = GraphRunner(model, vocab, device, capture, None, why)
         wrong = test.failure(runner.fresh())
     if wrong is None:
+        runner.test = test
         return runner, None
     restore_norms(model)
     restore_rotation(model)
@@ -129,7 +130,21 @@ def choose_reader(runner: Runner, places: int) -> Reader:
     if isinstance(runner, EagerRunner) and runner.device.type == "cpu":
         return batch_reader(runner, places)
     if isinstance(runner, GraphRunner):
-        if runner.compile_seconds is None:
-            use_fused_rotation(runner.model)  # passes over several sequences use the model's own layers
-        return graph_reader(runner, places)
+        return _tested_reader(runner, places)
     return OneByOne([runner.fresh() for _ in range(places)], "on this device each text has separate passes")
+
+
+def _tested_reader(runner: GraphRunner, places: int) -> Reader:
+    """A reader that shares passes between texts if these pass the self-test."""
+    fuses = runner.compile_seconds is None
+    if fuses:
+        use_fused_rotation(runner.model)  # passes over several sequences use the model's own layers
+    reader = graph_reader(runner, places)
+    if runner.test is None or reader.alone_because is not None:
+        return reader
+    wrong = runner.test.failure_of_texts(lambda: graph_reader(runner, 2))
+    if wrong is None:
+        return reader
+    if fuses and runner.unfused_because is None:
+        restore_rotation(runner.model)
+    return OneByOne([runner.fresh() for _ in range(places)], f"shared passes failed their self-test: {wrong}")

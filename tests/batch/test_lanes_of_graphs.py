@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
-from cascli.errors import RunError
+from cascli.errors import PairWarning, RunError
 from cascli.jobs.batch_profile import batch_profiles
 from cascli.models.batch.lanes import Lanes
 from cascli.models.batch.reader import DraftRequest, ReadRequest
@@ -17,8 +18,10 @@ from cascli.models.calls import Calls, Write
 from cascli.models.choose_runner import choose_runner
 from cascli.models.gpu import batch_draft, batch_reader
 from cascli.models.gpu.batch_reader import GraphReader, bucket_of, buckets_up_to, graph_reader
+from cascli.models.gpu.fused_rotation import restore_rotation
 from cascli.models.gpu.graph_cache import GraphCache
-from cascli.models.gpu.graph_runner import LONGEST
+from cascli.models.gpu.graph_runner import LONGEST, GraphRunner
+from cascli.models.gpu.self_test import StepTest
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from tests.batch.test_lanes import SPECS, in_lanes, jobs
@@ -26,6 +29,12 @@ from tests.pairs import ARCHITECTURES, pair
 from tests.tape import TapeCapture
 
 LONG = pair(300, max_position_embeddings=2048)
+
+
+@pytest.fixture
+def without_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use passes over several texts as they are."""
+    monkeypatch.setattr(StepTest, "failure_of_texts", lambda *_: None)
 
 
 def taped(config: dict[str, Any]) -> Pair:
@@ -205,6 +214,7 @@ def test_results_of_one_text_survive_reads_of_another(reader: GraphReader) -> No
     assert all(map(torch.equal, (logits, written.probs, written.tokens), kept))
 
 
+@pytest.mark.usefixtures("without_self_test")
 def test_short_prompts_share_passes_of_limited_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of up to `_PROMPT` tokens share passes, which have at most that many rows."""
     passes = list[int]()
@@ -272,11 +282,12 @@ def test_buckets() -> None:
     assert len(buckets_up_to(2304)) < 30  # of the 64 that are kept: preparing one text must not evict its own graphs
 
 
-@pytest.mark.parametrize("bug", ["neighbour", "position", "filling", "uniforms"])
-def test_planted_bugs_are_seen(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def plant(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logits_of, inputs = GraphReader._logits, batch_draft.inputs
 
     def misplaced(self: GraphReader, ids: Any, places: Any, positions: Any, rows: Any) -> torch.Tensor:
+        if bug == "crash":
+            raise RuntimeError("an unsupported card")
         if bug == "neighbour":
             places = (places + 1) % 3
         if bug == "position":
@@ -291,7 +302,56 @@ def test_planted_bugs_are_seen(bug: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(GraphReader, "_logits", misplaced)
     monkeypatch.setattr(batch_reader, "inputs", mixed)
+
+
+@pytest.mark.parametrize("bug", ["neighbour", "position", "filling", "uniforms"])
+@pytest.mark.usefixtures("without_self_test")
+def test_planted_bugs_are_seen(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(bug, monkeypatch)
     work = jobs("speculative:k=3", 1.0)[:4]
     plain = load_pair(pair(300), dtype="float32")
     together, _ = in_lanes(taped(pair(300)), 3, work)
     assert [run.token_ids for run in together] != [job(plain).token_ids for job in work]
+
+
+@pytest.mark.parametrize(
+    ("bug", "why"),
+    [
+        ("position", "their logits differ from those of the model's own layers by"),
+        ("filling", "their logits differ from those of the model's own layers by"),
+        ("uniforms", "their drafts are not drawn from their distributions"),
+        ("crash", "RuntimeError: an unsupported card"),
+    ],
+)
+def test_shared_passes_that_fail_their_self_test_are_not_used(
+    bug: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text is read by its own runner, whose layers are those that passed their own test."""
+    plant(bug, monkeypatch)
+    config = pair(300, initializer_range=0.15)  # with smaller weights, attention hardly changes logits
+    plain, loaded, work = load_pair(config, dtype="float32"), taped(config), jobs("speculative:k=3", 1.0)[:4]
+    for model in loaded.models.values():  # as where steps are fused, which leave the layers' rotation as it is
+        restore_rotation(model.model)
+    monkeypatch.setattr(GraphRunner, "unfused_because", None)
+    expected = f"the target model reads the texts of a batch one by one: shared passes failed their self-test: {why}"
+    with pytest.warns(PairWarning, match=re.escape(expected)):
+        together, lanes = in_lanes(loaded, 3, work)
+    assert set(lanes.alone_because) == {"draft", "target"} and not any(lanes.passes.values())
+    assert [run.token_ids for run in together] == [job(plain).token_ids for job in work]
+    for model in loaded.models.values():
+        assert not any("forward" in vars(each) for each in model.model.modules()), "they keep the kernel"
+
+
+def test_shared_passes_are_tested_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = list[None]()
+    of_texts = StepTest._wrong_texts
+
+    def counted(self: StepTest, reader: Any) -> str | None:
+        tests.append(None)
+        return of_texts(self, reader)
+
+    monkeypatch.setattr(StepTest, "_wrong_texts", counted)
+    loaded = taped(pair(300))
+    before = Lanes(loaded, 2), Lanes(loaded, 3)
+    assert not any(lanes.alone_because for lanes in before) and len(tests) == 2  # one per model
+    assert all(reader.graphs == 0 for lanes in before for reader in lanes.readers.values()), "nothing of a test stays"

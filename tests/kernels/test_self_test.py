@@ -14,7 +14,7 @@ from cascli.errors import RunError
 from cascli.models.calls import Calls
 from cascli.models.choose_runner import choose_runner
 from cascli.models.eager_runner import EagerRunner
-from cascli.models.gpu import self_test
+from cascli.models.gpu import graph_runner, self_test
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.gpu.self_test import check_kernels
 from cascli.models.gpu.static_cache import StaticCache
@@ -146,6 +146,31 @@ def test_captured_steps_that_fail_are_replaced_by_the_untouched_model(
     assert not any("forward" in vars(each) for each in module.modules())
     assert module.config._attn_implementation == attention
     assert torch.equal(logits(runner, where), expected)
+
+
+def each_reads_the_first(write: Any, read: Any, ids: Tensor, sampler: Any, u: Tensor, **how: Any) -> Any:
+    return write(lambda _: read(ids), ids, sampler, u, **how)
+
+
+def numbers_from_the_end(write: Any, read: Any, ids: Tensor, sampler: Any, u: Tensor, **how: Any) -> Any:
+    return write(read, ids, sampler, u.flip(0), **how)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (each_reads_the_first, "the logits of their drafts differ from those of the model's own layers by"),
+        (numbers_from_the_end, "their drafts are not drawn from their distributions"),
+    ],
+)
+def test_captured_drafts_that_fail_are_not_used(
+    change: Callable[..., Any], why: str, where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = graph_runner.write_by_steps
+    monkeypatch.setattr(graph_runner, "write_by_steps", lambda *args, **how: change(write, *args, **how))
+    runner, found = chosen(model("gpt_neox", where), where)
+    assert isinstance(runner, EagerRunner) and found is not None
+    assert found.startswith(f"steps with cascli's attention failed their self-test: {why}")
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "gpt2"])

@@ -24,6 +24,7 @@ from cascli.models.gpu.decode_attention import use_decode_attention
 from cascli.models.gpu.fused_step import FusedStep
 from cascli.models.gpu.grouped_attention import use_grouped_attention
 from cascli.models.gpu.merged import Merged
+from cascli.models.gpu.self_test import StepTest
 from cascli.models.gpu.static_cache import SMALLEST_BUCKET, StaticCache, bucket_for
 from cascli.models.runner import Runner
 from cascli.sampling.autoregressive import Sampler, Written, write_by_steps
@@ -85,6 +86,8 @@ class GraphRunner(Runner):
         self._writes: set[Write] = set()
         self._read: dict[tuple[int, int, int], Callable[[], Tensor]] = {}
         self._written: dict[Sampler, dict[tuple[Write, int], Callable[[], Written]]] = {}
+        self.test: StepTest | None = None
+        """The test that it has passed, and that passes over several texts have to pass too."""
 
     def fresh(self) -> GraphRunner:
         """Another runner on the same module, with its own cache and graphs."""

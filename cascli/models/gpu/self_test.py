@@ -2,7 +2,8 @@
 
 Kernels are compiled where they run, by that machine's Triton for that machine's card, and a fused step computes what
 one version of transformers did for a family of models. Here draws and rounds are compared with torch's own operations,
-and steps with the model's own layers. What fails is not used, and the user is told why.
+and steps, drafts and passes over several texts with the model's own layers. What fails is not used, and the user is
+told why.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +20,15 @@ from transformers import PreTrainedModel
 from cascli import kernels
 from cascli.errors import CascliError, RunError, first_line, raised
 from cascli.kernels.layout import RoundFacts
+from cascli.models.batch.reader import DraftRequest, Reader, ReadRequest
 from cascli.models.cache import forward_parameters
-from cascli.models.calls import Calls
+from cascli.models.calls import Calls, Write
 from cascli.models.description import context_of
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.rounding import difference
 from cascli.models.runner import Runner
 from cascli.sampling import distributions
-from cascli.sampling.autoregressive import Sampler
+from cascli.sampling.autoregressive import Sampler, Written
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.rejection import residual, verify_block
 from cascli.sampling.uniforms import Uniforms
@@ -41,6 +44,10 @@ LEAST = {torch.float32: 0.01, torch.float16: 0.01, torch.bfloat16: 0.06}
 """Relative differences that always pass, by precision."""
 SAMPLINGS = (Sampling(1.0), Sampling(0.9, top_k=20, top_p=0.9))
 """Few tokens, so that rounding hardly ever decides which is the last one that top-p keeps."""
+DRAFTS = (0.7, 0.2), (0.1, 0.9)
+"""The uniforms of two drafts: numbers that a captured draft keeps from the first one do not fit the second."""
+WEIGHTLESS = 60.0
+"""How far below the largest a logit's probability may be lost: e^-60 of a sum is nothing, and e^-90 is 0 in float32."""
 SEEDS = 8
 SLACK = 1e-4
 """Share of the mass by which two sums over a vocabulary may differ."""
@@ -63,43 +70,75 @@ def check_kernels(device: torch.device, vocab: int, dtype: torch.dtype) -> str |
     return kernels.missing(device)
 
 
+class _Text(NamedTuple):
+    """A prompt and `BLOCK + 1` more tokens."""
+
+    ids: Tensor
+    """`[prompt + BLOCK + 1]`."""
+    prompt: int
+    expected: Tensor
+    """Logits `[BLOCK + 2, V]` of the model's own layers after the prompt and after each token that follows."""
+
+
 class StepTest:
     """Compares the steps of a model's runners with its own layers, which it must meet before they are replaced."""
 
     @torch.inference_mode()
     def __init__(self, model: PreTrainedModel, vocab: int, device: torch.device) -> None:
-        """Read a text with the model's own layers, in one pass without a cache."""
-        generator = torch.Generator().manual_seed(0)
+        """Read two texts with the model's own layers, each in one pass without a cache."""
         room = context_of(model.config) or PROMPT + BLOCK + 1
-        self._device, self._prompt, rows = device, max(1, min(PROMPT, room - BLOCK - 1)), BLOCK + 2
-        self._text = torch.randint(0, vocab, (self._prompt + BLOCK + 1,), generator=generator).to(device)
-        keep = {"logits_to_keep": rows} if "logits_to_keep" in forward_parameters(model.config) else {}
-        logits: Tensor = model(input_ids=self._text.unsqueeze(0), use_cache=False, **keep).logits
-        self._expected = logits[0, -rows:, :vocab]
-        own = self._difference(self._read(EagerRunner(model, vocab, device)))
+        prompt = max(1, min(PROMPT, room - BLOCK - 1))
+        self._device, self._sampler = device, Sampler(SAMPLINGS[0], reads_base=False)
+        self._text = _read_by(model, vocab, device, prompt, seed=0)
+        self._shorter = _read_by(model, vocab, device, max(1, prompt // 2), seed=1)
+        own = difference(self._read(EagerRunner(model, vocab, device)), self._expected)
         self._largest = max(TIMES_OWN * own, LEAST[self._expected.dtype])
+        self._of_texts: list[str | None] = []
+        """What was found to be wrong with passes over several texts, once that was tested."""
 
     def failure(self, runner: Runner) -> str | None:
-        """What is wrong with a runner's prompts, blocks, steps or rewinds, worded for the user; None if nothing is.
+        """What is wrong with a runner's prompts, blocks, steps, rewinds or drafts, in words; None if nothing.
 
         Raises:
             RunError: the GPU cannot be used any more.
         """
-        return _failure(self._device, lambda: self._wrong_steps(runner))
+        return _failure(self._device, lambda: self._wrong_steps(runner) or self._wrong_drafts(runner))
+
+    def failure_of_texts(self, reader: Callable[[], Reader]) -> str | None:
+        """What is wrong with passes over several texts; None if nothing is. Tested once.
+
+        Args:
+            reader: makes a reader for two texts, which draws.
+
+        Raises:
+            RunError: the GPU cannot be used any more.
+        """
+        if not self._of_texts:
+            self._of_texts.append(_failure(self._device, lambda: self._wrong_texts(reader())))
+        return self._of_texts[0]
+
+    @property
+    def _expected(self) -> Tensor:
+        """What `_read` returns, by the model's own layers."""
+        return torch.cat([self._text.expected, self._text.expected[2:3]])
 
     @torch.inference_mode()
     def _wrong_steps(self, runner: Runner) -> str | None:
+        return self._apart(self._read(runner), self._expected)
+
+    def _apart(self, found: Tensor, expected: Tensor, whose: str = "their logits") -> str | None:
+        """How logits differ from those of the model's own layers; None if rounding explains it."""
         if not math.isfinite(self._largest):
             return None  # the model's own layers overflow: there is nothing to compare with
-        off = self._difference(self._read(runner))
+        off = difference(found, expected)
         if off <= self._largest:
             return None
         if math.isnan(off):
-            return "their logits are not numbers"
-        return f"their logits differ from those of the model's own layers by {off:.1%}, {self._largest:.1%} at most"
+            return f"{whose} are not numbers"
+        return f"{whose} differ from those of the model's own layers by {off:.1%}, {self._largest:.1%} at most"
 
     def _read(self, runner: Runner) -> Tensor:
-        text, prompt = self._text, self._prompt
+        text, prompt, _ = self._text
         runner.prepare(prompt, BLOCK + 1, Calls(reads=[(BLOCK, BLOCK), (1, 1)]))
         # A captured step's logits are overwritten by the next step.
         found = [runner.forward(text[:prompt], 1).clone(), runner.forward(text[prompt:-1], BLOCK).clone()]
@@ -109,9 +148,76 @@ class StepTest:
         runner.reset()
         return torch.cat(found)
 
-    def _difference(self, found: Tensor) -> float:
-        expected = torch.cat([self._expected, self._expected[2:3]])
-        return difference(found, expected)
+    @torch.inference_mode()
+    def _wrong_drafts(self, runner: Runner) -> str | None:
+        """Compare whole drafts, forwards and draws, with what the model's own layers say of the drawn tokens."""
+        if not runner.draws:
+            return None
+        ids, prompt, _ = self._text
+        runner.prepare(prompt, BLOCK + 1, Calls(writes=[Write(1, len(DRAFTS[0]))]), self._sampler)
+        runner.forward(ids[:prompt], 1)
+        for start, numbers in enumerate(DRAFTS, prompt):
+            runner.truncate(start)
+            last, u = ids[start : start + 1], torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            written = Written(*(each.clone() for each in runner.write(last, self._sampler, u, read_last=False)))
+            runner.truncate(start)
+            # Not announced to `prepare`, so that the model's own layers read it.
+            logits = runner.forward(torch.cat([last, written.tokens[:-1]]), len(numbers))
+            wrong = self._wrong_draft(written, logits, u)
+            if wrong is not None:
+                return wrong
+        runner.reset()
+        return None
+
+    def _wrong_draft(self, written: Written, logits: Tensor, u: Tensor) -> str | None:
+        """Compare a draft of n tokens with the logits `[n, V]` of its positions."""
+        weightless = logits < logits.amax(dim=-1, keepdim=True) - WEIGHTLESS
+        found, expected = (each.masked_fill(weightless, -torch.inf) for each in (written.probs.log(), logits))
+        wrong = self._apart(found, expected, "the logits of their drafts")
+        if wrong is None and not all(map(_is_draw, written.probs.cpu(), written.tokens.tolist(), u.tolist())):
+            return "their drafts are not drawn from their distributions"
+        return wrong
+
+    @torch.inference_mode()
+    def _wrong_texts(self, reader: Reader) -> str | None:
+        """Compare prompts, blocks and drafts of two texts, both of different lengths, with each text's own."""
+        texts = self._shorter, self._text
+        for place, text in enumerate(texts):
+            reader.prepare(place, text.prompt, BLOCK + 1, Calls(), None)
+        found = reader.read([ReadRequest(place, text.ids[: text.prompt], 1) for place, text in enumerate(texts)])
+        blocks = [text.ids[text.prompt :][:n] for text, n in zip(texts, (2, BLOCK), strict=True)]
+        found += reader.read([ReadRequest(place, ids, len(ids)) for place, ids in enumerate(blocks)])
+        expected = [text.expected[:1] for text in texts]
+        expected += [text.expected[1 : 1 + len(ids)] for text, ids in zip(texts, blocks, strict=True)]
+        wrong = self._apart(torch.cat(found), torch.cat(expected))
+        return wrong or self._wrong_drafts_of_texts(reader)
+
+    def _wrong_drafts_of_texts(self, reader: Reader) -> str | None:
+        """Compare a draft for two texts, of different lengths, with what the tested passes say of its tokens."""
+        texts = self._shorter, self._text
+        requests = []
+        for place, (text, numbers) in enumerate(zip(texts, (DRAFTS[0], DRAFTS[1][:1]), strict=True)):
+            reader.runners[place].truncate(text.prompt)
+            u = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            requests.append(DraftRequest(place, text.ids[text.prompt :][:1], self._sampler, u, False))
+        drafts = reader.write(requests)
+        rereads = []
+        for request, written in zip(requests, drafts, strict=True):
+            reader.runners[request.place].truncate(texts[request.place].prompt)
+            ids = torch.cat([request.ids, written.tokens[:-1]])
+            rereads.append(ReadRequest(request.place, ids, len(ids)))
+        checks = map(self._wrong_draft, drafts, reader.read(rereads), [request.u for request in requests])
+        return next((wrong for wrong in checks if wrong is not None), None)
+
+
+def _read_by(model: PreTrainedModel, vocab: int, device: torch.device, prompt: int, seed: int) -> _Text:
+    """A random text as the model's own layers read it, in one pass without a cache."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, vocab, (prompt + BLOCK + 1,), generator=generator).to(device)
+    rows = BLOCK + 2
+    keep = {"logits_to_keep": rows} if "logits_to_keep" in forward_parameters(model.config) else {}
+    logits: Tensor = model(input_ids=ids.unsqueeze(0), use_cache=False, **keep).logits
+    return _Text(ids, prompt, logits[0, -rows:, :vocab])
 
 
 def _failure(device: torch.device, test: Callable[[], str | None]) -> str | None:
