@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from cascli import generate, kernels, load_pair
 from cascli.cli.app import app
 from cascli.errors import PairWarning
+from cascli.models.batch.lanes import Lanes
 from cascli.models.calls import Calls
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.gpu.merged import FAMILIES
@@ -172,5 +173,6 @@ def test_kernels_and_steps_pass_their_self_test() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", PairWarning)
         loaded = load_pair(pair(151_665, **SHAPE), dtype="bfloat16", device="cuda")
+        assert not Lanes(loaded, 2).alone_because  # a warning says what passes over several texts fail at
     assert kernels.missing(loaded.device) is None
     assert all(each.eager_because is None and each.unfused_because is None for each in loaded.models.values())
