@@ -65,7 +65,7 @@ def _none_is_empty(texts: list[str]) -> list[str]:
     return texts
 
 
-Strings = Annotated[list[str], BeforeValidator(_as_list)]
+Strings = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 Stops = Annotated[Strings, AfterValidator(_none_is_empty)]
 
 

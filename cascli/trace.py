@@ -6,11 +6,12 @@ A number that was not computed is None, never 0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cascli import notebook
 from cascli.errors import UsageError
@@ -66,6 +67,11 @@ class Document(Data):
     kind: ClassVar[str]
     """Name used in error messages."""
 
+    @field_validator("schema_name", mode="before", check_fields=False)
+    @classmethod
+    def _of_known_minor(cls, value: object) -> object:
+        return known_minor(value, cls.model_fields["schema_name"].default)
+
     def _repr_html_(self) -> str | None:
         """HTML that a notebook shows."""
         return notebook.html_of(self)
@@ -87,6 +93,14 @@ class Document(Data):
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
             raise UsageError(f"not a saved cascli {cls.kind}: {where or 'document'}: {problem['msg']}") from None
+
+
+def known_minor(schema: object, newest: str) -> object:
+    """The newest known schema for a later minor version of it, which only adds fields; any other one as it is."""
+    given, known = (re.fullmatch(r"(.+/\d+)(?:\.(\d+))?", str(each)) for each in (schema, newest))
+    if given is None or known is None or given[1] != known[1]:
+        return schema
+    return newest if int(given[2] or 0) > int(known[2] or 0) else schema
 
 
 def _absent(value: object) -> bool:
@@ -256,8 +270,9 @@ class Distances(Data):
     """Sum of log max p1 - log p1(x) over the tokens, in nats: used in place of the KL at temperature 0.
 
     None if it is not known for every token: `target` alone reports no probabilities at temperature 1."""
-    kept_drafts: int
-    """Number of kept drafts that were also tested with the exact rule; 0 with `verify=block`."""
+    kept_drafts: int | None
+    """Number of kept drafts that were also tested with the exact rule; None with `verify=block` (0 in older
+    documents)."""
     out_of_head: int | None
     """Number of kept drafts that the exact test would have rejected with the same random number and that the target
     finds less than a fifth as likely as its best token; None with `verify=block`, where tokens have no tests."""
@@ -362,8 +377,9 @@ class PairInfo(Data):
     """The draft model; None for a target alone."""
     target: ModelInfo
     tokenizer_size: int
-    masked_rows: tuple[int, int]
-    """Number of output rows of the draft and of the target that represent no token."""
+    masked_rows: tuple[int | None, int]
+    """Number of output rows of the draft and of the target that represent no token; the draft's is None without a draft
+    model (0 in older documents)."""
     draft_tokenizer_size: int | None = None
     """Number of tokens of the draft's own tokenizer; None if it uses the target's."""
     shared_tokens: int | None = None
@@ -380,7 +396,7 @@ class PairInfo(Data):
         """Reasons why some tokens are never drafted, in words; empty if all can be."""
         reasons = []
         rows = None if self.draft is None else self.draft.output_rows
-        whole = (self.draft_tokenizer_size or self.tokenizer_size) + self.masked_rows[0]
+        whole = (self.draft_tokenizer_size or self.tokenizer_size) + (self.masked_rows[0] or 0)
         if rows is not None and rows < whole:
             reasons.append(f"the draft's head has {rows:,} of {whole:,} rows")
         if self.shared_tokens is not None:
@@ -462,7 +478,8 @@ class Run(Document):
         "cascli.run/1.5",
         "cascli.run/1.6",
         "cascli.run/1.7",
-    ] = Field("cascli.run/1.7", alias="schema")
+        "cascli.run/1.8",
+    ] = Field("cascli.run/1.8", alias="schema")
     date: str | None = None
     """When the run began, in UTC and ISO 8601 format; None in older documents."""
     command: str | None = None

@@ -48,7 +48,8 @@ DOCUMENTS: tuple[tuple[str, type[BaseModel]], ...] = (
 WORDS = (
     (r"dict\[str, Any\]", "object"),
     (r"dict\[(?:str|int), (.*)\]", r"object of \1"),
-    (r"tuple\[(\w+), \w+\]", r"two of \1"),
+    (r"tuple\[(\w+), \1\]", r"two of \1"),
+    (r"tuple\[([^],]+), ([^],]+)\]", r"two: \1; and \2"),
     (r"(?:list|set)\[list\[(\w+)\]\]", r"list of lists of \1"),
     (r"list\[(.*)\]", r"list of \1"),
     (r"\bNone(?:Type)?\b", "null"),

@@ -1076,7 +1076,7 @@ def test_the_command_prints_what_to_use_and_how(cli: Callable[..., Result], ques
 def test_json_prints_one_document_and_quiet_only_the_advice(cli: Callable[..., Result], questions: str) -> None:
     found = cli(*TINY, "--prompts", questions, "--limit", "2", "--json", "-q")
     document = json.loads(found.stdout)
-    assert document["schema"] == "cascli.advice/1.2" and len(document["confirmed_on"]) == 2 and not document["apart"]
+    assert document["schema"] == "cascli.advice/1.3" and len(document["confirmed_on"]) == 2 and not document["apart"]
     quiet = cli(*TINY, "--prompts", questions, "--limit", "2", "-q")
     assert quiet.stderr == "" and len(quiet.stdout.splitlines()) <= 4 and "Use " in quiet.stdout
 

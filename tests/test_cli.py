@@ -108,7 +108,7 @@ def test_compare_files(cli, tmp_path: Path, suffix: str) -> None:
     assert cli("compare", "hello", *TINY, "-s", "target", "-s", "speculative:k=2", "-o", str(file)).exit_code == 0
     text = file.read_text()
     if suffix == "json":
-        assert json.loads(text)["schema"] == "cascli.compare/1.7"
+        assert json.loads(text)["schema"] == "cascli.compare/1.8"
         assert "speculative" in cli("show", str(file)).stdout
     else:
         assert len(text.splitlines()) == {"md": 4, "csv": 3}[suffix]
@@ -259,7 +259,7 @@ def test_bench_measures_and_can_be_shown_again(cli, tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.exit_code == 0, found.stderr
     assert "v of" in found.stdout and "SYNTHETIC acceptance 0.7" in found.stdout
-    assert json.loads(saved.read_text())["schema"] == "cascli.bench/1.5"
+    assert json.loads(saved.read_text())["schema"] == "cascli.bench/1.6"
     assert plot.read_text().startswith("<?xml")
     assert cli("show", str(saved)).stdout == found.stdout
     as_json = cli("bench", "-c", "tiny-random", "--context", "16", "--longest-block", "2", "--repeats", "1", "--json")
@@ -392,6 +392,8 @@ def test_version_and_debug() -> None:
     found = program("generate", "x", "-c", "nothing", env=os.environ | {"CASCLI_DEBUG": "1"})
     assert "Traceback" in found.stderr
     assert found.returncode == 2  # as without CASCLI_DEBUG; 1 means that a check failed
+    found = program("generate", "x", "--seed", "y", env=os.environ | {"CASCLI_DEBUG": "1"})
+    assert "Traceback" in found.stderr and found.returncode == 2
 
 
 def test_the_output_may_not_be_the_input_file(cli, tmp_path: Path) -> None:
@@ -525,8 +527,10 @@ def test_a_comparison_is_written_though_its_table_cannot_be_printed(tmp_path: Pa
 @pytest.mark.parametrize("prompt", ["-5 + 3 = ?", "--what is this"])
 def test_prompts_that_begin_with_a_dash_are_explained(prompt: str) -> None:
     found = closed(f"generate '{prompt}'")
-    assert found.returncode == 2 and "goes after --" in found.stderr
+    assert found.returncode == 2 and "goes after --, as in: python -m cascli generate -- '-5 + 3'" in found.stderr
+    assert len(found.stderr.splitlines()) == 2
     assert "goes after" not in closed("generate --what").stderr
+    assert "as in: python -m cascli compare --" in closed(f"compare '{prompt}'").stderr
 
 
 def test_interrupted_imports_exit_130_too(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cascli import load_pair
+from cascli import compare, generate, generate_many, load_pair
 from cascli.config import PypiSource, RandomSource, load_config, pair_files
 from cascli.errors import ConfigError, UsageError
 from cascli.settings import Settings, checked, from_environment, resolve
+from cascli.sweeps.plan import load_plan
 from cascli.yaml_files import read_yaml
 from tests.pairs import pair
 from tests.schema import FOLDER, KINDS, schema
@@ -39,6 +42,24 @@ def test_every_ready_pair_exists_and_loads() -> None:
         assert config.name == name
         assert config.about.note
         assert config.defaults.temperature == 0
+
+
+def test_schemas_accept_single_values_as_the_reader_does() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    source = {"source": {"random": {"model_type": "llama"}}}
+    defaults: dict[str, Any] = {"strategy": "speculative:k=4", "stop": "zz"}
+    for given in (defaults, {key: [value] for key, value in defaults.items()}):
+        document = {"draft": source, "target": source, "defaults": given}
+        jsonschema.validate(document, json.loads(schema("pair")))
+        assert load_config(document).defaults.strategy == ["speculative:k=4"]
+    values = {"temperatures": 0.5, "seeds": 3, "stop": "zz"}
+    for plan in (values, {key: [value] for key, value in values.items()}):
+        document = {"strategies": ["draft"], "match": {"target_calls_per_token": 0.3}, **plan}
+        jsonschema.validate(document, json.loads(schema("sweep")))
+        assert load_plan(document).seeds == [3]
+    for wrong in ({"seeds": []}, {"seeds": "3"}, {"temperatures": -1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"strategies": ["draft"], **wrong}, json.loads(schema("sweep")))
 
 
 def test_schemas_are_current_and_referenced_by_every_pair_and_sweep() -> None:
@@ -200,3 +221,16 @@ def test_no_color_overrides_a_file_and_yields_to_cascli_color() -> None:
 def test_a_close_match_is_suggested_for_a_misspelt_choice() -> None:
     with pytest.raises(UsageError, match=r"did you mean 'bfloat16'\?"):
         checked({"dtype": "bfloat6"})
+
+
+def test_the_strategies_of_a_pairs_file_are_pythons_defaults_too() -> None:
+    one = load_pair(pair(300) | {"defaults": {"strategy": "speculative", "num_speculative_tokens": 2}})
+    asked: dict[str, Any] = {"max_new_tokens": 2}
+    assert generate(one, "hi", **asked).spec == "speculative:k=2"
+    assert generate(one, "hi", strategy="draft", **asked).spec == "draft"
+    assert [run.spec for run in generate_many(one, ["hi", "ho"], **asked)] == ["speculative:k=2"] * 2
+    assert [run.spec for run in compare(one, "hi", measure=False, **asked).runs] == ["speculative:k=2"]
+    two = load_pair(pair(300) | {"defaults": {"strategy": ["target", "draft"]}})
+    assert [run.spec for run in compare(two, "hi", measure=False, **asked).runs] == ["target", "draft"]
+    with pytest.raises(UsageError, match="strategy: the pair's file names 2: choose one"):
+        generate(two, "hi", **asked)

@@ -156,7 +156,7 @@ def test_a_comparison_has_draft_lengths_and_its_rows_have_the_bound(text_pair: P
     assert Comparison.from_json(found.to_json()) == found
     unmeasured = compare(text_pair, "hello", asked[:3], max_new_tokens=16, measure=False)
     assert unmeasured.draft_lengths == [] and unmeasured.summary[1].oracle_speed_vs_target is None
-    assert json.loads(unmeasured.to_json())["schema"] == "cascli.compare/1.7"
+    assert json.loads(unmeasured.to_json())["schema"] == "cascli.compare/1.8"
 
 
 def test_fixed_lengths_are_not_predicted_from_drafts_chosen_by_a_stop(text_pair: Pair) -> None:

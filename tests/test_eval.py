@@ -111,7 +111,7 @@ def test_scores_are_computed_from_each_strategys_own_answers(
     result, out = done
     assert result.exit_code == 0, result.output
     document = json.loads((out / "eval.json").read_text())
-    assert document["schema"] == "cascli.eval/1.1" and document["strategies"] == SPECS
+    assert document["schema"] == "cascli.eval/1.2" and document["strategies"] == SPECS
     answers, choices, texts = document["tasks"]
     right = [json.loads(line)["answer"] for line in (folder / "data.jsonl").read_text().splitlines()]
     for spec, score, row in zip(SPECS, answers["scores"], answers["rows"], strict=True):

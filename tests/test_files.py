@@ -526,7 +526,7 @@ def test_a_sweeps_tables(cli, tmp_path: Path) -> None:
     document = cli(*asked, "--json")
     assert document.exit_code == 0, document.stderr
     found = json.loads(document.stdout)
-    assert found["schema"] == "cascli.sweep-table/1.6" and found["made_from"]["pair"] == "tiny-random"
+    assert found["schema"] == "cascli.sweep-table/1.7" and found["made_from"]["pair"] == "tiny-random"
     assert found["rows"][0]["mean_tv"] == found["rows"][0]["mean_tv_to_target"] == 0
     assert found["made_from"]["command"] == shlex.join(["cascli", *asked, "--json"])
     (tmp_path / "table.json").write_text(document.stdout)

@@ -383,7 +383,7 @@ def test_compare_on_the_command_line(tmp_path: Path) -> None:
     found = run(*ask, "--rules", "mixture,chow", "--match", "target_calls_per_token=0.4", "-k", "3")
     assert found.exit_code == 0, found.output
     document = json.loads(out.read_text())
-    assert document["schema"] == "cascli.compare/1.7"
+    assert document["schema"] == "cascli.compare/1.8"
     assert [each["rule"] for each in document["matching"]["matched"]] == ["mixture", "chow"]
     assert len(document["matching"]["prompts"]) == 12 and "conversation-1" not in document["matching"]["prompts"]
     assert {each["k"] for each in document["matching"]["matched"]} == {3}

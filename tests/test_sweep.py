@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from cascli import generate, load_pair, sweep
@@ -170,11 +172,61 @@ def test_k_applies_to_strategies_that_set_none(plan_file: Path, tmp_path: Path) 
     assert {row.strategy for row in found} == {"target", "speculative:k=2"}
 
 
+OF_PAIR = {
+    "temperature": 0.7,
+    "seed": 5,
+    "top_k": 3,
+    "top_p": 0.9,
+    "stop": ["zz"],
+    "system": "Be brief.",
+    "raw": True,
+    "max_new_tokens": 300,
+    "num_speculative_tokens": 2,
+}
+
+
+def test_the_pairs_file_counts_where_the_sweeps_says_nothing(tmp_path: Path) -> None:
+    config = yaml.safe_load((pairs_folder() / "tiny-random.yaml").read_text()) | {"defaults": OF_PAIR}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    silent = {"pair": "mine.yaml", "strategies": ["speculative"], "task": {"kind": "builtin"}}
+
+    def planned(plan: dict[str, Any], *flags: str) -> dict[str, Any]:
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+        found = run(str(tmp_path / "plan.yaml"), "-o", str(tmp_path / "out"), "--limit", "1", "-q", "--anyway", *flags)
+        assert found.exit_code == 0, found.output
+        header = Records(tmp_path / "out").header()
+        shutil.rmtree(tmp_path / "out")
+        return header.plan.model_dump()
+
+    found = planned(silent)
+    of_pair = {**OF_PAIR, "temperatures": [0.7], "seeds": [5], "strategies": ["speculative:k=2"]}
+    for key in ("temperature", "seed", "num_speculative_tokens"):
+        del of_pair[key]
+    assert {key: found[key] for key in of_pair} == of_pair
+    own = {"temperatures": [0.0, 0.5], "seeds": [1], "top_k": 0, "top_p": 1.0, "stop": [], "system": None, "raw": False}
+    own |= {"max_new_tokens": 8, "strategies": ["speculative:k=3"]}
+    found = planned(silent | own)
+    assert {key: found[key] for key in own} == own
+    found = planned(silent, "--temperature", "0.2", "--seed", "4", "-k", "1", "--top-k", "0", "--max-new-tokens", "7")
+    assert (found["temperatures"], found["seeds"], found["strategies"]) == ([0.2], [4], ["speculative:k=1"])
+    assert (found["top_k"], found["max_new_tokens"], found["top_p"]) == (0, 7, 0.9)
+    named = silent | {"strategies": [{"speculative": {"temperatures": 0.0}}]}
+    assert planned(named)["temperatures"] == [0.0]
+    from_python = sweep(silent | {"limit": 1, "pair": str(tmp_path / "mine.yaml")}, output=tmp_path / "out")
+    assert {row.temperature for row in from_python} == {0.7} and from_python[1].strategy == "speculative:k=2"
+
+
+def test_the_pairs_limit_of_tokens_never_shortens_a_sweeps_answers() -> None:
+    plan = SweepPlan.model_validate({"strategies": ["draft"]})
+    limits = [overridden(plan, Settings(), Settings(max_new_tokens=n)).max_new_tokens for n in (64, 300)]
+    assert limits == [256, 300]
+
+
 def test_k_applies_to_budgets_that_set_none() -> None:
     plan = SweepPlan.model_validate({"strategies": ["draft"], "match": {"target_calls_per_token": 0.3}})
     mine = SweepPlan.model_validate({"strategies": ["draft"], "match": {"target_calls_per_token": 0.3, "k": 4}})
     given = Settings(num_speculative_tokens=6)
-    assert [getattr(overridden(each, given).match, "k", None) for each in (plan, mine)] == [6, 4]
+    assert [getattr(overridden(each, given, Settings()).match, "k", None) for each in (plan, mine)] == [6, 4]
 
 
 def test_prompts_replace_the_task(plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +259,7 @@ def test_prompts_that_cannot_be_read_again_are_refused(plan_file: Path, prompts:
 def test_own_prompts_do_not_use_the_metric_of_another_task() -> None:
     for task in ({"kind": "humaneval"}, {"kind": "reasoning-gym", "dataset": "chain_sum", "metric": "score"}):
         plan = SweepPlan.model_validate({"strategies": ["draft"], "task": task})
-        found = overridden(plan, Settings(prompts="builtin"))
+        found = overridden(plan, Settings(prompts="builtin"), Settings())
         assert (found.task.kind, found.task.metric, task_of(found, Path()).metric) == ("builtin", None, "agreement")
 
 

@@ -33,7 +33,7 @@ def test_usage_errors_are_two_lines(line: str) -> None:
 
 def test_help_states_the_defaults(clean_env: pytest.MonkeyPatch) -> None:
     assert "(default the pair's, else 4)" in " ".join(invoke("generate", "--help").stdout.split())
-    assert "if the file sets none. (default 4)" in " ".join(invoke("sweep", "--help").stdout.split())
+    assert "if the file sets none. (default the pair's, else 4)" in " ".join(invoke("sweep", "--help").stdout.split())
 
 
 def test_switches_of_a_file_can_be_turned_off(clean_env: pytest.MonkeyPatch) -> None:

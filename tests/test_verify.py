@@ -317,7 +317,7 @@ def test_the_command(clean_env: pytest.MonkeyPatch) -> None:
         "joint fit",
         "parity",
     }
-    assert json.loads(run.stdout)["schema"] == "cascli.verify/1.1"
+    assert json.loads(run.stdout)["schema"] == "cascli.verify/1.2"
     table = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "-s", "speculative:k=2"])
     assert table.exit_code == 0
     assert "joint law" in table.stdout

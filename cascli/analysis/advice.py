@@ -250,8 +250,8 @@ class Advice(Document):
 
     kind: ClassVar[str] = "advice"
 
-    schema_name: Literal["cascli.advice/1", "cascli.advice/1.1", "cascli.advice/1.2"] = Field(
-        "cascli.advice/1.2", alias="schema"
+    schema_name: Literal["cascli.advice/1", "cascli.advice/1.1", "cascli.advice/1.2", "cascli.advice/1.3"] = Field(
+        "cascli.advice/1.3", alias="schema"
     )
     date: str | None = None
     """Start time in UTC (ISO 8601)."""

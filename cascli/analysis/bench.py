@@ -45,7 +45,8 @@ class Bench(Document):
         "cascli.bench/1.3",
         "cascli.bench/1.4",
         "cascli.bench/1.5",
-    ] = Field("cascli.bench/1.5", alias="schema")
+        "cascli.bench/1.6",
+    ] = Field("cascli.bench/1.6", alias="schema")
     date: str | None = None
     """Start time in UTC (ISO 8601); None in older documents."""
     command: str | None = None

@@ -186,7 +186,8 @@ class Comparison(Document):
         "cascli.compare/1.5",
         "cascli.compare/1.6",
         "cascli.compare/1.7",
-    ] = Field("cascli.compare/1.7", alias="schema")
+        "cascli.compare/1.8",
+    ] = Field("cascli.compare/1.8", alias="schema")
     date: str | None = None
     """Start time in UTC (ISO 8601); None in older documents."""
     command: str | None = None

@@ -42,7 +42,7 @@ def distances(rounds: Sequence[Round]) -> Distances | None:
         max_tv=max(token.tv or 0.0 for token in known),
         overshoot=max(token.overshoot or 0.0 for token in known),
         regret=_sum(token.regret for token in known),
-        kept_drafts=len(kept) if tested else 0,
+        kept_drafts=len(kept) if tested else None,
         out_of_head=sum(map(_out_of_head, kept, regrets)) if tested else None,
     )
 

@@ -31,7 +31,9 @@ class Audit(Document):
 
     kind: ClassVar[str] = "audit"
 
-    schema_name: Literal["cascli.verify/1", "cascli.verify/1.1"] = Field("cascli.verify/1.1", alias="schema")
+    schema_name: Literal["cascli.verify/1", "cascli.verify/1.1", "cascli.verify/1.2"] = Field(
+        "cascli.verify/1.2", alias="schema"
+    )
     date: str | None = None
     """When the audit started, in UTC as ISO 8601; None in older documents."""
     command: str | None = None

@@ -20,8 +20,9 @@ SAMPLES = (
 
 def tokens(pair: Pair) -> Iterator[Check]:
     """Check round trips, end-of-text ids, padded rows, and what a draft with its own tokenizer reads."""
-    masked = f"{pair.info.masked_rows[0]} and {pair.info.masked_rows[1]} padded rows masked, {pair.vocab} tokens"
-    smallest = min(pair.info.masked_rows)
+    rows = [count for count in pair.info.masked_rows if count is not None]
+    masked = f"{' and '.join(map(str, rows))} padded rows masked, {pair.vocab} tokens"
+    smallest = min(rows)
     if pair.translation is None:
         masked = "; ".join([masked, *pair.info.limits])
     yield check_of("tokenizer", "padded rows", float(max(-smallest, 0)), 0.0, 0.0, masked)

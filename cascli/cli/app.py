@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from cascli.cli import (
     sweep,
     verify,
 )
-from cascli.cli.environment import OWN
+from cascli.cli.environment import OWN, is_on
 from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, Terminated, complain, os_message, reported, silence_stdout
 from cascli.cli.help import Command, Group
 from cascli.errors import UNPARSED, UsageError, unknown
@@ -40,7 +41,7 @@ cascli help compare
 Defaults:
   The pair is qwen2.5-coder (cascli pull fetches it once, 1.6 GB); generate and chat use the strategy
   speculative-cascade:rule=token-v3,alpha=0.3,k=4
-  Every switch has a negative: --no-json, for example, overrides CASCLI_JSON.
+  A switch that a variable or a pair sets has a negative: --no-json overrides CASCLI_JSON.
 
 Environment:
   CASCLI_TEMPERATURE=0.7  any common option by its long name; overrides the pair's file, flags override it
@@ -181,6 +182,8 @@ def run() -> int:
         complain("interrupted")
         return INTERRUPTED
     except Exception as error:
+        if is_on("CASCLI_DEBUG"):
+            traceback.print_exc()
         # Some releases of typer bundle their own copy of click, so usage errors are recognized by their methods.
         message = getattr(error, "format_message", None)
         if message is None or not message():
@@ -191,7 +194,7 @@ def run() -> int:
         else:
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else "cascli"
-            complain(f"{_readable(message(), error.__cause__)}{_dash_hint(error)}\nSee {path} --help.")
+            complain(f"{_readable(message(), error.__cause__)}\n{_dash_hint(error, path) or f'See {path} --help.'}")
         return USAGE
 
 
@@ -207,8 +210,8 @@ def _readable(message: str, cause: BaseException | None) -> str:
     return text if problem["type"] == "value_error" else f"{text} (got {printed(problem['input'])})"
 
 
-def _dash_hint(error: Exception) -> str:
-    """A line on prompts such as `-5 + 3`, whose first word was taken for an option."""
+def _dash_hint(error: Exception, command: str) -> str:
+    """A line on prompts such as `-5 + 3`, whose first word was taken for an option; empty for other errors."""
     option = getattr(error, "option_name", None)
     text = option is not None and any(f"{word} ".startswith(f"{option} ") and " " in word for word in sys.argv[1:])
-    return "\nText that begins with - goes after --, as in: cascli generate -- '-5 + 3'" if text else ""
+    return f"Text that begins with - goes after --, as in: {command} -- '-5 + 3'" if text else ""

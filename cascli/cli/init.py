@@ -24,7 +24,7 @@ cascli init qwen.yaml --draft Qwen/Qwen3-0.6B --target Qwen/Qwen3-8B
 """
 
 
-@with_shared("draft", "target", "offline", "quiet", "color")
+@with_shared("draft", "target", "offline", "quiet", "color", target="Target model, as for --draft.")
 def command(
     file: Annotated[Path, typer.Argument(help="The pair file to write (YAML).")],
     *,

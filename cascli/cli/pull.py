@@ -24,7 +24,7 @@ cascli pull --check
 """
 
 
-@with_shared("draft", "target", "offline", "quiet", "color")
+@with_shared("draft", "target", "offline", "quiet", "color", target="Target model, as for --draft.")
 def command(
     pair: Annotated[
         str | None,

@@ -45,7 +45,7 @@ cascli sweep my-sweep.yaml --rule-curves
     temperature="0 is greedy; overrides the file's.",
     seed="Seed of the runs' random numbers; overrides the file's.",
     strategy="A strategy to run instead of the file's; may be repeated.",
-    num_speculative_tokens="Drafted tokens per round, 1 to 64, if the file sets none. (default 4)",
+    num_speculative_tokens="Drafted tokens per round, 1 to 64, if the file sets none. (default the pair's, else 4)",
     prompts="Prompts instead of the file's task: JSONL with 'prompt' or 'turns' on each line; or builtin, mt-bench,"
     " spec-bench, speed-bench.",
     verbose="Also show how prompts differ.",
@@ -117,8 +117,9 @@ def command(
     path = plan_file(file)
     plan = load_plan(path)
     pair = common.requested_pair(flags)
-    plan = _overridden(plan, flags, pair, batch_size)
-    inputs = common.plan(flags, pair or pair_of(plan, path.parent, str(path)), writes=not dry_run)
+    config = pair or pair_of(plan, path.parent, str(path))
+    plan = _overridden(plan, flags, pair, config, batch_size)
+    inputs = common.plan(flags, config, writes=not dry_run)
     k = flags.given.num_speculative_tokens
     if k is not None and plan.match is None and all(block_length(parse(spec).params) != k for spec in plan.specs()):
         inputs.screen.note(f"-k {k} has no effect: every strategy of this sweep that drafts sets its own k.")
@@ -161,12 +162,17 @@ def _folder(output: str) -> Path:
     return folder
 
 
-def _overridden(plan: SweepPlan, flags: Flags, pair: PairConfig | None, batch_size: int | None) -> SweepPlan:
-    """The plan with the values of its file overridden by flags, else by the environment."""
+def _overridden(
+    plan: SweepPlan, flags: Flags, pair: PairConfig | None, config: PairConfig, batch_size: int | None
+) -> SweepPlan:
+    """The plan with the values of its file overridden by flags, else by the environment.
+
+    `pair` is the pair that flags name, and `config` that or the sweep's own.
+    """
     from cascli.sweeps.overriding import overridden
 
     settings, elsewhere = common.requested_settings(flags), common.from_environment_alone(flags)
-    plan = overridden(plan, settings, batch_size, elsewhere)
+    plan = overridden(plan, settings, config.defaults, batch_size, elsewhere)
     if pair is not None:
         plan = plan.model_copy(update={"pair": pair.recorded})
     return plan

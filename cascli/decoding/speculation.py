@@ -318,9 +318,9 @@ def _numbers(
     out[Field.ACCEPT_PROB, :n] = outcome.accept_prob.double()
     out[Field.DEFERRED] = out[Field.DEFERRAL] = 1.0
     if deferred is not None:
-        defer = deferred[:known].expand(-1, q.shape[-1])
-        out[Field.DEFERRED, :n] = distributions.at(defer[:n], tokens).double()
-        out[Field.DEFERRAL, :known] = (q * defer).sum(dim=-1).double()
+        defer = deferred[:known]
+        out[Field.DEFERRED, :n] = distributions.at(defer[:n].expand(-1, q.shape[-1]), tokens).double()
+        out[Field.DEFERRAL, :known] = distributions.mass(q, defer).double()
     out[Field.TV] = distributions.total_variation(pi, p).double()
     out[Field.NUM_ACCEPTED, :1] = row.double()
     out[Field.NEXT_ID, :1] = token.double()

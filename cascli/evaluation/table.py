@@ -46,7 +46,9 @@ class Evaluation(Document):
 
     kind: ClassVar[str] = "evaluation"
 
-    schema_name: Literal["cascli.eval/1", "cascli.eval/1.1"] = Field("cascli.eval/1.1", alias="schema")
+    schema_name: Literal["cascli.eval/1", "cascli.eval/1.1", "cascli.eval/1.2"] = Field(
+        "cascli.eval/1.2", alias="schema"
+    )
     date: str
     """Start time in UTC (ISO 8601)."""
     command: str | None = None

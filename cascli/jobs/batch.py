@@ -13,18 +13,18 @@ from cascli.errors import UsageError, unknown
 from cascli.jobs.generate import (
     IdPrompts,
     Prompts,
-    chosen,
     conversations,
     converse,
     first_ids,
     request_for,
     settings_of,
+    single,
 )
 from cascli.models.batch.lanes import Ended, Lanes
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
-from cascli.settings import Resolved, default_strategy
+from cascli.settings import Resolved
 from cascli.strategies import Strategy
 from cascli.trace import Run
 
@@ -137,7 +137,7 @@ def generate_many(
         if key not in GenerateOptions.__annotations__:
             raise UsageError(unknown("keyword", key, GenerateOptions.__annotations__))
     all_prompts, settings = conversations(prompts, prompt_ids), settings_of(pair, **given)
-    parsed = chosen(strategy or default_strategy(pair), settings)
+    parsed = single(strategy, pair, settings)
     check_all(pair, parsed, all_prompts, settings)
     done: dict[int, list[Run]] = {}
     bars = notebook.bars()

@@ -144,7 +144,7 @@ def compare(
     if len(all_prompts) > 1 and max_new_tokens is None:
         settings = with_whole_answers(settings)
     if strategies is None:
-        strategies = default_strategies(pair) if request is None else DEFAULT_BASELINES
+        strategies = settings.strategy or (default_strategies(pair) if request is None else DEFAULT_BASELINES)
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns([strategy.spec for strategy in columns])
     bars = notebook.bars()

@@ -156,6 +156,20 @@ def settings_of(pair: Pair, *, stop: str | Sequence[str] | None = None, **given:
     return resolve(checked({key: value for key, value in given.items() if value is not None}), pair.defaults)
 
 
+def single(strategy: str | Strategy | None, pair: Pair, settings: Resolved) -> Strategy:
+    """Return the given strategy, else that of the pair's file, else the default.
+
+    Raises:
+        UsageError: an unknown name or key, a value out of range, or several strategies in the pair's file.
+    """
+    if strategy:
+        return chosen(strategy, settings)
+    first, *more = settings.strategy or [default_strategy(pair)]
+    if more:
+        raise UsageError(f"strategy: the pair's file names {1 + len(more)}: choose one.")
+    return chosen(first, settings)
+
+
 def chosen(strategy: str | Strategy, settings: Resolved) -> Strategy:
     """Return a strategy as it is, or parse it from text.
 
@@ -293,7 +307,7 @@ def generate(
         prompt_ids = encode(pair, prompt, Conversation(settings.system), raw=settings.raw)
     return decode(
         pair,
-        chosen(strategy or default_strategy(pair), settings),
+        single(strategy, pair, settings),
         request_for(
             settings,
             _token_ids(prompt_ids),

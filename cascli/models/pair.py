@@ -202,7 +202,6 @@ class Pair:
     def info(self) -> PairInfo:
         """How this pair ran, for the trace."""
         target, draft_tokens = self.target.info, self.vocab
-        draft_rows = self.vocab if self.draft is None else self.draft.rows
         own = {}
         if self.translation is not None:
             draft_tokens = self.translation.draft.size
@@ -217,6 +216,6 @@ class Pair:
             draft=None if self.draft is None else self.draft.info,
             target=target,
             tokenizer_size=self.vocab,
-            masked_rows=(draft_rows - draft_tokens, self.target.rows - self.vocab),
+            masked_rows=(None if self.draft is None else self.draft.rows - draft_tokens, self.target.rows - self.vocab),
             **own,
         )

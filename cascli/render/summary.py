@@ -124,8 +124,9 @@ def _details(run: Run) -> Iterator[str]:
         yield f"acceptance by position: {', '.join(number(share) for share in m.per_position_acceptance)}"
     pair = run.pair
     yield f"pair {pair.name}: {pair.dtypes} on {pair.target.device}"
-    masked = "/".join(map(str, pair.masked_rows))
+    masked = "/".join(str(count) for count in pair.masked_rows if count is not None)
+    which = " (draft/target)" if pair.draft is not None else ""
     memory = size(m.peak_memory_bytes)
-    yield f"{pair.tokenizer_size} tokens, {masked} padded rows masked (draft/target); peak memory {memory}"
+    yield f"{pair.tokenizer_size} tokens, {masked} padded rows masked{which}; peak memory {memory}"
     yield from pair.limits
     yield ", ".join(f"{key} {value or DASH}" for key, value in run.environment.items())

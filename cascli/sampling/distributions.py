@@ -101,6 +101,11 @@ def at(rows: Tensor, tokens: Tensor) -> Tensor:
     return rows.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
+def mass(rows: Tensor, where: Tensor) -> Tensor:
+    """The mass `[n]` of distributions `[n, V]` on the tokens of a mask `[n, V]`; if it is `[n, 1]`, exactly 0 or 1."""
+    return where[..., 0].to(rows.dtype) if where.shape[-1] == 1 else (rows * where).sum(dim=-1)
+
+
 def total_variation(a: Tensor, b: Tensor) -> Tensor:
     """Total variation `[...]` between distributions `[..., V]`: the mass that `a` has above `b`."""
     return (a - b).clamp_min(0).sum(dim=-1)

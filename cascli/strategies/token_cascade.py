@@ -64,7 +64,7 @@ class TokenCascade(RuleStrategy):
         if defer is None:
             raise TypeError(f"{self.rule}: a rule that does not choose between the models needs both")
         more = detail.of_one(s, ours, detail.Views(q1=q1))
-        columns = s.fetch(_of_token(defer, ours), ours, distributions.at(q, ours), (q * defer).sum(dim=-1), *more)
+        columns = s.fetch(_of_token(defer, ours), ours, distributions.at(q, ours), distributions.mass(q, defer), *more)
         defers, ids, at_q, mass = (column[0] for column in columns[:4])
         if not defers:
             s.append(ours)
@@ -113,7 +113,7 @@ class TokenCascade(RuleStrategy):
         else:
             defers = _of_token(defer, ours)
             token = _from_target(s, d.p, defer).where(defers, ours)
-            mass = (d.q * defer).sum(dim=-1)
+            mass = distributions.mass(d.q, defer)
         s.append(token)
         with s.clock.paused():
             distances = (

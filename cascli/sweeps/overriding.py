@@ -1,4 +1,4 @@
-"""Override keys of the sweep file by flags, the environment or Python keywords."""
+"""Override keys of the sweep file by flags, the environment or Python keywords, and complete them by the pair's."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ KEYS = {"strategy": "strategies", "temperature": "temperatures", "seed": "seeds"
     key: key for key in ("max_new_tokens", "top_k", "top_p", "dtype", "device", "limit", "system", "raw", "stop")
 }
 """Common options that override a key of the sweep file, and that key."""
+OF_PAIR = ("temperature", "seed", "max_new_tokens", "top_k", "top_p", "system", "raw", "stop")
+"""Those that the pair's file may set where the sweep file does not."""
 
 
 def overridden(
-    plan: SweepPlan, given: Settings, batch_size: int | None = None, elsewhere: Mapping[str, str] | None = None
+    plan: SweepPlan,
+    given: Settings,
+    defaults: Settings,
+    batch_size: int | None = None,
+    elsewhere: Mapping[str, str] | None = None,
 ) -> SweepPlan:
-    """Return the plan with the given values in place of those in its file.
+    """Return the plan with the given values in place of those in its file, and the pair's for what its file leaves out.
 
     Args:
         plan: the plan as it was read.
         given: the settings that override it.
+        defaults: those of the pair's file.
         batch_size: overrides the plan's; None keeps it.
         elsewhere: where settings were given that are not on the command line; errors about them start with it.
 
@@ -40,11 +47,15 @@ def overridden(
             raise UsageError(f"batch_size: expected 1 or more (got {batch_size})")
         plan = plan.model_copy(update={"batch_size": batch_size})
     values, where = given.given(), elsewhere or {}
-    changed = {KEYS[key]: value for key, value in values.items() if key in KEYS}
+    changed = _of_pair(plan, defaults) | {KEYS[key]: value for key, value in values.items() if key in KEYS}
     for key in ("temperatures", "seeds"):
         if key in changed:
             changed[key] = [changed[key]]
-    if not set(changed.get("temperatures", [])) <= set(plan.temperatures) and "strategies" not in changed:
+    if (
+        "temperature" in values
+        and not set(changed.get("temperatures", [])) <= set(plan.temperatures)
+        and "strategies" not in changed
+    ):
         named = plan.named_temperatures()
         if named:  # nothing says which of them run at a new temperature
             known, new = (" and ".join(f"{each:g}" for each in some) for some in (named, changed["temperatures"]))
@@ -56,12 +67,27 @@ def overridden(
         with located(where.get("prompts", "")):
             changed["task"] = _with_prompts(given.prompts, plan.task)
     plan = plan.model_copy(update=changed)
-    if given.num_speculative_tokens is not None:
-        plan = _with_length(plan, given.num_speculative_tokens)
+    for length in (given.num_speculative_tokens, defaults.num_speculative_tokens):
+        plan = plan if length is None else _with_length(plan, length)
     if "strategies" in changed:
         with located(where.get("strategy", "")):
             plan.specs()
     return plan
+
+
+def _of_pair(plan: SweepPlan, defaults: Settings) -> dict[str, Any]:
+    """What the pair's file sets and the sweep file does not.
+
+    The pair's token limit is for a single answer to look at; it only ever raises that of a sweep, whose answers are to
+    end on their own. Where entries of `strategies` name temperatures, those are the sweep's.
+    """
+    values = {KEYS[key]: value for key, value in defaults.given().items() if key in OF_PAIR}
+    changed = {key: value for key, value in values.items() if key not in plan.model_fields_set}
+    if plan.named_temperatures():
+        changed.pop("temperatures", None)
+    if "max_new_tokens" in changed:
+        changed["max_new_tokens"] = max(changed["max_new_tokens"], plan.max_new_tokens)
+    return changed
 
 
 def _with_prompts(prompts: str, task: TaskConfig) -> TaskConfig:

@@ -52,6 +52,9 @@ class _Strict(Strict, BaseModel):
     """Strict, with `BaseModel` as an explicit base: otherwise ruff cannot tell that mutable defaults are copied."""
 
 
+_Share = Annotated[float, Field(gt=0, le=1)]
+
+
 def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
@@ -148,7 +151,7 @@ class Match(_Strict):
     """Budgets at which rules are compared: for each rule and temperature, settings that meet one join the grid."""
 
     target_calls_per_token: Annotated[
-        list[Annotated[float, Field(gt=0, le=1)]], BeforeValidator(_as_list), Field(min_length=1)
+        list[_Share], BeforeValidator(_as_list, json_schema_input_type=_Share | list[_Share]), Field(min_length=1)
     ]
     k: DraftLength = 4
     rules: Annotated[list[str] | None, BeforeValidator(lambda value: None if value == "all" else value)] = None
@@ -167,9 +170,17 @@ class SweepPlan(_Strict):
 
     An entry may also have `temperatures`: those of the sweep's at which it runs, by default all."""
     temperatures: Annotated[
-        list[Temperature], BeforeValidator(_as_list), AfterValidator(_once), Field(min_length=1)
+        list[Temperature],
+        BeforeValidator(_as_list, json_schema_input_type=Temperature | list[Temperature]),
+        AfterValidator(_once),
+        Field(min_length=1),
     ] = [0.0]
-    seeds: Annotated[list[Seed], BeforeValidator(_as_list), AfterValidator(_once), Field(min_length=1)] = [0]
+    seeds: Annotated[
+        list[Seed],
+        BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed]),
+        AfterValidator(_once),
+        Field(min_length=1),
+    ] = [0]
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Repeats of every cell, for timing."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 1

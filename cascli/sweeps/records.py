@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from cascli.analysis.matching import Matched, strategies_of
 from cascli.errors import RunError, UsageError
@@ -23,7 +23,7 @@ from cascli.files import JSON_BYTES, bounded, named, write
 from cascli.settings import first_problem
 from cascli.strategies import parse
 from cascli.sweeps.plan import Cell, SweepPlan, with_strategies
-from cascli.trace import Distances, block_length, now
+from cascli.trace import Distances, block_length, known_minor, now
 from cascli.version import __version__
 
 
@@ -168,8 +168,14 @@ class Header(BaseModel):
     folders."""
     title: str = ""
     """Title of the report and its picture, if one was given."""
+
     _answered: frozenset[int] | None = PrivateAttr(None)
     """Places in `calls` of those with answers that did not fail; None if that was not looked up."""
+
+    @field_validator("schema_name", mode="before")
+    @classmethod
+    def _of_known_minor(cls, value: object) -> object:
+        return known_minor(value, cls.model_fields["schema_name"].default)
 
     def answered_by(self, lines: Collection[int]) -> None:
         """Note the lines of `records.jsonl`, from 0, that hold answers that did not fail."""

@@ -156,13 +156,14 @@ def sweep(
     overrides |= {"dtype": dtype, "device": device, "num_speculative_tokens": num_speculative_tokens}
     overrides |= {"prompts": None if prompts is None else str(prompts)}
     settings = checked({key: value for key, value in overrides.items() if value is not None})
-    plan = overridden(load_plan(source if path is None else path), settings, batch_size)
+    plan = load_plan(source if path is None else path)
+    config = pair_of(plan, folder, where) if pair is None else pair.config
+    plan = overridden(plan, settings, config.defaults, batch_size)
     if pair is not None:
         plan = plan.model_copy(update={"pair": pair.config.recorded})
     task = task_of(plan, folder, offline=offline, where=where)
     if task.metric == "pass@1":
         task, _ = allowed(task, allow=allow_code_execution, unsafe=False)
-    config = pair_of(plan, folder, where) if pair is None else pair.config
     records = Records(Path(output or plan.output))
     with bars or nullcontext(), records.locked():
         header = header_of(plan, task, config, command=f"sweep({where!r})")

@@ -196,7 +196,8 @@ class SweepTable(Document):
         "cascli.sweep-table/1.4",
         "cascli.sweep-table/1.5",
         "cascli.sweep-table/1.6",
-    ] = Field("cascli.sweep-table/1.6", alias="schema")
+        "cascli.sweep-table/1.7",
+    ] = Field("cascli.sweep-table/1.7", alias="schema")
     metric: str
     """How answers are scored."""
     rows: list[SweepRow]
