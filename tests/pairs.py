@@ -38,6 +38,14 @@ def pair(vocab: int = 300, draft_vocab: int | None = None, **more: Any) -> dict[
     return {"name": "test", "draft": draft, "target": model(2, vocab, **more)}
 
 
+def of_ids(vocab: int, **more: Any) -> dict[str, Any]:
+    """A pair without a tokenizer: otherwise a pair of more than 257 tokens has one of bytes, and masks all others."""
+    config = pair(vocab, **more)
+    for role in ("draft", "target"):
+        config[role]["source"]["tokenizer"] = False
+    return config
+
+
 def near(vocab: int = 300, **more: Any) -> Pair:
     """Two models that often agree: the draft is the target with some noise in its weights."""
     loaded = load_pair(pair(vocab, initializer_range=0.2, **more))

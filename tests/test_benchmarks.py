@@ -471,7 +471,8 @@ def test_gpu_tests_are_counted_and_named(tmp_path: Path) -> None:
         "def test_three(): time.sleep(99)\n"
         "def test_on(): import os; os.abort()\n"  # its name is a prefix of another test's
     )
-    found = gpu_tests.run_tests([f"{file}::test_{name}" for name in ("one", "two", "three", "on")], seconds=15)
+    names = [f"{file}::test_{name}" for name in ("one", "two", "three", "on")]
+    found = gpu_tests.run_tests([[name] for name in names], seconds=15)
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 2, 1)
     assert [name.rpartition("::")[2] for name in found["failures"]] == ["test_one[2]", "test_on"]
     assert [name.rpartition("::")[2] for name in found["out_of_time"]] == ["test_three"]
@@ -480,7 +481,10 @@ def test_gpu_tests_are_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_gpu_tests_leave_out_what_needs_no_gpu() -> None:
-    names = gpu_tests.groups()
+    together = gpu_tests.groups()
+    names = [name for group in together for name in group]
+    assert len(names) == len(set(names)) > 80 and len(together) < 40
+    assert all(len({name.partition("::")[0] for name in group}) == 1 for group in together)
     assert any("test_on_cuda.py::test_the_laws_hold_on_the_device" in name for name in names)
     assert not any("compile_for_gpu" in name or "in_decoding" in name for name in names)
     assert [name.partition("::")[2] for name in names[: len(gpu_tests.LONGEST)]] == [*gpu_tests.LONGEST]
@@ -493,10 +497,29 @@ def test_gpu_tests_take_turns(tmp_path: Path) -> None:
     each = "def test_{0}():\n    open(r'{1}/{0}', 'w').close(); time.sleep({2})\n"
     text = "".join(each.format(name, tmp_path, nap) for name, nap in (("a", 0), ("b", 99), ("c", 99), ("d", 0)))
     file.write_text("import time\n" + text)
-    found = gpu_tests.run_tests([f"{file}::test_{name}" for name in "abcd"], seconds=12, at_once=2)
+    found = gpu_tests.run_tests([[f"{file}::test_{name}"] for name in "abcd"], seconds=12, at_once=2)
     assert found["passed"] == 1 and found["failed"] == 0 and not (tmp_path / "d").exists()
     assert [name.rpartition("::")[2] for name in found["out_of_time"]] == ["test_b", "test_c", "test_d"]
     assert (tmp_path / "c").exists()
+
+
+@pytest.mark.slow
+def test_gpu_tests_that_fail_with_others_are_decided_alone(tmp_path: Path) -> None:
+    """As where a kernel breaks the context of its process, or ends the process."""
+    file = tmp_path / "test_some.py"
+    file.write_text(
+        "import os, time, pytest\nbroken = []\n"
+        "def test_fine(): pass\n"
+        "def test_breaks(): broken.append(1); assert not broken\n"
+        "@pytest.mark.parametrize('n', [1, 2])\ndef test_victim(n): assert not broken\n"
+        "def test_crash(): os.abort()\n"
+        "def test_after(): pass\n"
+    )
+    names = [f"{file}::test_{name}" for name in ("fine", "breaks", "victim", "crash", "after")]
+    found = gpu_tests.run_tests([names], seconds=60, at_once=2)
+    assert (found["passed"], found["failed"], found["skipped"]) == (4, 2, 0)
+    assert [name.rpartition("::")[2] for name in found["failures"]] == ["test_breaks", "test_crash"]
+    assert not found["out_of_time"] and {*found["exit_codes"]} == {names[1], names[3]}
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])

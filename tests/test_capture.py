@@ -116,3 +116,25 @@ def test_renewed_captures_use_another_pool_and_fresh_ones_another_stream(cuda: C
         "graph of stream 2 in pool 2",
         "graph of stream 1 in pool 3",
     ]
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["by us", "by torch"])
+def test_after_a_failed_capture_nothing_more_goes_to_its_pool(
+    ended: bool, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream is the current one again, and the allocator is told; that torch has told it already is no error."""
+
+    def end(*which: Any) -> None:
+        cuda.log.append(("end", *which))
+        if not ended:
+            raise RuntimeError("not recording to this pool")
+
+    def compute() -> None:
+        if "graph" in cuda.now:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: cuda.log.append(("set", stream.name)))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaCapture(DEVICE)(compute)
+    assert gc.isenabled() and cuda.log[-2:] == [("set", "current"), ("end", 1, "pool 1")]

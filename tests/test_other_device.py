@@ -6,11 +6,13 @@ The device is torch's meta device under fake tensors, which compute only shapes 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cascli import load_pair, rules
 from cascli.decoding.speculation import decide_round
@@ -18,6 +20,7 @@ from cascli.decoding.thinking import inside
 from cascli.kernels.layout import Field
 from cascli.models.batch.reader import DraftRequest, ReadRequest
 from cascli.models.calls import Calls, Write
+from cascli.models.eager_runner import EagerRunner
 from cascli.models.gpu.batch_reader import graph_reader
 from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_runner import GraphRunner
@@ -87,6 +90,34 @@ def test_passes_of_several_texts_stay_on_the_device(stock: Pair, elsewhere: None
     assert [each.length for each in reader.runners] == [1 + 4, 1, 20 + 4]
     reader.read([ReadRequest(1, torch.zeros(20, dtype=torch.long), 1)])  # ids in host memory, as tokens of a draft are
     assert all(place.device == ELSEWHERE for places, _ in reader._graphs._graphs.values() for place in places)
+
+
+class FromHost(TorchDispatchMode):
+    """Notes copies of host memory to the other device, each of which waits there for all earlier work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        copies = func.overloadpacket in (torch.ops.aten.to, torch.ops.aten._to_copy)
+        if copies and args[0].device != result.device == ELSEWHERE:
+            self.copies.append(tuple(args[0].shape))
+        return result
+
+
+def test_eager_passes_copy_nothing_to_the_device(stock: Pair, elsewhere: None) -> None:
+    model = stock.target.model
+    move(model)
+    runner, ids = EagerRunner(model, stock.vocab, ELSEWHERE), torch.zeros(20, dtype=torch.long, device=ELSEWHERE)
+    with FromHost() as seen:
+        runner.forward(ids, 1)
+        runner.forward(ids[:4], 4)
+        runner.read_at(22, ids[:2], 0)
+        assert not seen.copies
+        runner.forward(torch.zeros(3, dtype=torch.long), 1)
+    assert seen.copies == [(3,)], "a copy is seen"
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)

@@ -16,6 +16,7 @@ OWN = {
     "CASCLI_HOME": "where weights are stored (default: your cache folder)",
     "CASCLI_THEME": "dark or light: colours for this background",
     "CASCLI_KERNELS": "0: no Triton kernels on a GPU, torch's own operations instead (slower)",
+    "CASCLI_PDL": "0: no programmatic dependent launch of these kernels (Hopper and later)",
     "CASCLI_DEBUG": "1: show the traceback of errors",
 }
 """Variables that do not correspond to a common option, and what they do."""

@@ -6,6 +6,7 @@ latency between the two.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,10 @@ import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+VARIABLE = "CASCLI_PDL"
+"""Environment variable that switches it off, with 0."""
+_off: set[torch.device] = set()
 
 
 @triton.jit
@@ -24,7 +29,19 @@ def wait(EARLY: tl.constexpr):
 
 
 @cache
+def used(device: torch.device) -> bool:
+    """Whether kernels are launched early on a device."""
+    if device.type != "cuda" or device in _off or os.environ.get(VARIABLE, "").lower() in ("0", "false", "no", "off"):
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def switch(device: torch.device, *, on: bool) -> None:
+    """Use it on a device no longer, or again where it can be."""
+    (_off.discard if on else _off.add)(device)
+    used.cache_clear()
+
+
 def launching(device: torch.device) -> dict[str, Any]:
     """Launch arguments, on a device, of a kernel that starts with `wait`."""
-    early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+    return {"EARLY": True, "launch_pdl": True} if used(device) else {"EARLY": False}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+import warnings
+from collections.abc import Callable, Mapping
 
 import torch
 from transformers import PreTrainedModel
 
+from cascli import kernels
+from cascli.errors import PairWarning
 from cascli.models.batch.reader import OneByOne, Reader
 from cascli.models.calls import Role
 from cascli.models.cpu.batch_reader import PROMPT_BLOCK, batch_reader, why_alone
@@ -57,6 +61,7 @@ def choose_runner(
         return EagerRunner(model, vocab, device), why or BY_FLAG
     capture = (capture or CudaCapture(device)) if graphs else Uncaptured()
     runner, why = _tested(model, vocab, device, capture, compiler)
+    _free(device)
     return runner, why or (None if graphs else BY_FLAG)
 
 
@@ -72,9 +77,15 @@ def _tested(
         if isinstance(fused, str):
             use_fused_rotation(model)
     runner = GraphRunner(model, vocab, device, capture, compiler, fused)
+
     # Tested in a copy, so that no graph or buffer of the test stays. Compiling takes a minute and is torch's work; the
     # attention that is compiled is ours, and is tested without.
-    wrong = test.failure(runner.fresh() if compiler is None else GraphRunner(model, vocab, device, Uncaptured()))
+    def copy() -> GraphRunner:
+        return runner.fresh() if compiler is None else GraphRunner(model, vocab, device, Uncaptured())
+
+    wrong = test.failure(copy())
+    if wrong is not None and _launches_wrong(test, copy, device, wrong):
+        wrong = None
     if wrong is not None and isinstance(fused, Merged):
         use_fused_rotation(model)
         why = f"fused steps failed their self-test: {wrong}"
@@ -88,6 +99,31 @@ def _tested(
     model.set_attn_implementation(attention)
     what = "steps with cascli's attention failed their self-test"
     return EagerRunner(model, vocab, device), f"{what}: {wrong}" + (", so nothing is compiled" if compiler else "")
+
+
+def _free(device: torch.device) -> None:
+    """Free the graphs and buffers of tests now; cycles hold them until the garbage collector runs."""
+    if device.type == "cuda":
+        gc.collect()
+
+
+def _launches_wrong(test: StepTest, copy: Callable[[], GraphRunner], device: torch.device, wrong: str) -> bool:
+    """Whether a runner that failed its test passes without programmatic dependent launch, which then stays off."""
+    if not kernels.serve(device):
+        return False
+    from cascli.kernels import early
+
+    if not early.used(device):
+        return False
+    early.switch(device, on=False)
+    if test.failure(copy()) is not None:
+        early.switch(device, on=True)
+        return False
+    text = (
+        f"kernels are launched without programmatic dependent launch, with which steps failed their self-test: {wrong}"
+    )
+    warnings.warn(text, PairWarning, stacklevel=5)
+    return True
 
 
 def graph_cache_for(device: torch.device, *reasons: str | None) -> GraphCache:
@@ -143,6 +179,7 @@ def _tested_reader(runner: GraphRunner, places: int) -> Reader:
     if runner.test is None or reader.alone_because is not None:
         return reader
     wrong = runner.test.failure_of_texts(lambda: graph_reader(runner, 2))
+    _free(runner.device)
     if wrong is None:
         return reader
     if fuses and runner.unfused_because is None:

@@ -62,8 +62,11 @@ class EagerRunner(Runner):
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
         """Read `ids` `[n]`; return the logits `[rows, vocab]` of the last rows."""
-        positions = torch.arange(self.length, self.length + ids.shape[0])
-        return self._logits(ids, positions, rows, self.cache)[-rows:]
+        return self._logits(ids, self._positions(self.length, ids), rows, self.cache)[-rows:]
+
+    def _positions(self, start: int, ids: Tensor) -> Tensor:
+        """The positions of `ids` `[n]`, made where the model reads them: a copy would wait for all earlier work."""
+        return torch.arange(start, start + ids.shape[0], device=self._input_device)
 
     @property
     def prompt_block(self) -> int | None:
@@ -82,7 +85,7 @@ class EagerRunner(Runner):
         if rows:
             logits = self.forward(ids, rows)
         else:
-            self._pass(self.model.base_model, ids, torch.arange(start, start + ids.shape[0]), self.cache)
+            self._pass(self.model.base_model, ids, self._positions(start, ids), self.cache)
             logits = torch.empty(0, self.vocab, device=self.device)
         self.cache.place(start + ids.shape[0])
         return logits

@@ -82,5 +82,6 @@ def test_times_of_lanes_add_up_to_those_of_the_batch(loaded: Pair) -> None:
     end.synchronize()
     seconds = [run.metrics.seconds for run in together]
     assert sum(each.total for each in seconds) < start.elapsed_time(end) / 1000
-    assert sum(each.verify for each in seconds) > 0.3 * sum(each.total for each in seconds)
+    # Without waiting it would be the time of launching one graph, a hundredth; the models are tiny, and Python is not.
+    assert sum(each.verify for each in seconds) > 0.1 * sum(each.total for each in seconds)
     assert lanes.passes["target"] == 64

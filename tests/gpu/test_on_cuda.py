@@ -17,7 +17,7 @@ from cascli.models.calls import Calls
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.gpu.merged import FAMILIES
 from tests.laws.of_recorded import CASES, DEEP, MIDDLE, SHAPE, alarms
-from tests.pairs import ARCHITECTURES, answers_of_many_kinds, pair
+from tests.pairs import ARCHITECTURES, answers_of_many_kinds, of_ids, pair
 from tests.reference.process import Target
 
 AUDITED = (
@@ -105,7 +105,7 @@ def test_five_tokens_without_graphs_follow_their_law(strategy: str, rule: Target
     [
         (pair(12, **MIDDLE), {}),
         (pair(12, **MIDDLE), {"top_k": 8, "top_p": 0.9}),
-        (pair(151_665, **SHAPE), {"top_k": 5000, "top_p": 0.9}),  # where a sort inside a capture would show
+        (of_ids(151_665, **SHAPE), {"top_k": 5000, "top_p": 0.9}),  # where a sort inside a capture would show
     ],
     ids=["all tokens", "truncated", "a whole vocabulary"],
 )
@@ -119,6 +119,7 @@ def test_texts_are_the_same_with_and_without_graphs_and_kernels(
         if not with_kernels:
             monkeypatch.setattr("cascli.kernels.serve", lambda _: False)
         loaded = load_pair(config, dtype="float32", device="cuda", cuda_graphs=graphs)
+        assert loaded.vocab == config["target"]["source"]["random"]["vocab_size"]
         ask = {"prompt_ids": [1, 2], "strategy": strategy, "max_new_tokens": 7, "temperature": 1.0, **sampling}
         texts.append([generate(loaded, seed=seed, **ask).token_ids for seed in range(30)])
     for other in texts[1:]:
@@ -152,8 +153,9 @@ def test_greedy_answers_equal_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("sampling", [{}, {"top_k": 20, "top_p": 0.9}], ids=["all tokens", "truncated"])
-def test_one_transfer_a_round(sampling: dict) -> None:
-    loaded = load_pair(pair(), dtype="float32", device="cuda")
+@pytest.mark.parametrize("graphs", [True, False], ids=["captured", "eager"])
+def test_one_transfer_a_round(graphs: bool, sampling: dict) -> None:
+    loaded = load_pair(pair(), dtype="float32", device="cuda", cuda_graphs=graphs)
     ask = {"prompt_ids": [5] * 9, "strategy": "speculative:k=3", "max_new_tokens": 32, "temperature": 1.0, **sampling}
     generate(loaded, **ask)
     torch.cuda.set_sync_debug_mode("warn")
@@ -172,7 +174,7 @@ def test_kernels_and_steps_pass_their_self_test() -> None:
     """Otherwise a run would quietly measure torch's operations; other tests ask each model for its reasons."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", PairWarning)
-        loaded = load_pair(pair(151_665, **SHAPE), dtype="bfloat16", device="cuda")
+        loaded = load_pair(of_ids(151_665, **SHAPE), dtype="bfloat16", device="cuda")
         assert not Lanes(loaded, 2).alone_because  # a warning says what passes over several texts fail at
     assert kernels.missing(loaded.device) is None
     assert all(each.eager_because is None and each.unfused_because is None for each in loaded.models.values())

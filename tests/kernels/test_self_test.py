@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ from cascli.models.choose_runner import choose_runner
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.gpu import graph_runner, self_test
 from cascli.models.gpu.graph_runner import GraphRunner
-from cascli.models.gpu.self_test import check_kernels
+from cascli.models.gpu.self_test import StepTest, check_kernels
 from cascli.models.gpu.static_cache import StaticCache
+from cascli.models.runner import Runner
 from tests.pairs import ARCHITECTURES, pair
 from tests.tape import TapeCapture
 
@@ -146,6 +149,44 @@ def test_captured_steps_that_fail_are_replaced_by_the_untouched_model(
     assert not any("forward" in vars(each) for each in module.modules())
     assert module.config._attn_implementation == attention
     assert torch.equal(logits(runner, where), expected)
+
+
+@pytest.mark.parametrize("guilty", [True, False])
+def test_steps_that_fail_only_with_early_launches_do_without_them(
+    guilty: bool, where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they fail without them too, the next simpler steps are tried with them, as they are faster."""
+    early = pytest.importorskip("cascli.kernels.early")
+    tests: list[bool] = []
+
+    def failure(_: StepTest, runner: Runner) -> str | None:
+        assert isinstance(runner, GraphRunner)
+        tests.append(early.used(where))
+        return "RuntimeError: invalid resource handle" if tests[-1] or not guilty else None
+
+    monkeypatch.setattr(early, "_off", set())
+    monkeypatch.setattr(early, "used", cache(lambda device: device not in early._off))
+    monkeypatch.setattr(StepTest, "failure", failure)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        runner, why = chosen(model("gpt_neox", where), where)
+    said = [str(note.message) for note in notes if "programmatic dependent launch" in str(note.message)]
+    assert tests == [True, False]
+    assert isinstance(runner, GraphRunner if guilty else EagerRunner) and (why is None) is guilty
+    assert early.used(where) is not guilty and len(said) == guilty
+    assert not guilty or said[0].endswith(
+        "with which steps failed their self-test: RuntimeError: invalid resource handle"
+    )
+
+
+@pytest.mark.parametrize(("value", "used"), [("0", False), ("", True)])
+def test_a_variable_switches_early_launches_off(value: str, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = pytest.importorskip("cascli.kernels.early")
+    monkeypatch.setenv("CASCLI_PDL", value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert early.used.__wrapped__(torch.device("cuda", 0)) is used
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    assert not early.used.__wrapped__(torch.device("cuda", 0))
 
 
 def each_reads_the_first(write: Any, read: Any, ids: Tensor, sampler: Any, u: Tensor, **how: Any) -> Any:

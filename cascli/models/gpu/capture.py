@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 import torch
@@ -79,6 +79,7 @@ class CudaCapture:
                     result = compute()
             except BaseException:
                 torch.cuda.set_stream(current)  # torch leaves its stream the current one if a capture fails
+                self._end_allocations()
                 raise
 
         def replay() -> Result:
@@ -86,6 +87,17 @@ class CudaCapture:
             return result
 
         return replay
+
+    def _end_allocations(self) -> None:
+        """Stop sending allocations to the pool after a failed capture.
+
+        Until torch 2.12 nothing does, if CUDA's own end of the capture fails too, and the allocator then believes for
+        good that a capture is under way: it frees no cached blocks where memory runs out. Raises where there is nothing
+        to end.
+        """
+        index = self._device.index if self._device.index is not None else torch.cuda.current_device()
+        with suppress(Exception):
+            torch._C._cuda_endAllocateToPool(index, self._pool)
 
 
 @contextmanager
