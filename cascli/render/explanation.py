@@ -70,9 +70,14 @@ def _outside(why: Explanation) -> str:
 def _need(why: Explanation) -> str:
     """Where this k breaks even; called a prediction where the measurement is on the other side of 1."""
     need = why.break_even_acceptance
+    gains_anyway = need is not None and need < 0.005  # where a check, as measured, costs less than a step
     if (why.measured_speed_up > 1) != (why.predicted > 1):
+        if gains_anyway:
+            return "is predicted to gain at any acceptance"
         where = "never to break even" if need is None else f"to break even at an acceptance of {need:.2f}"
         return f"is predicted {where}"
+    if gains_anyway:
+        return "gains at any acceptance"
     return "never breaks even" if need is None else f"breaks even at an acceptance of {need:.2f}"
 
 

@@ -1,9 +1,10 @@
-"""Compile kernels, in the variants that decoding uses, without a GPU: `python -m ... [NAME ...]`.
+"""Compile kernels, in the variants that decoding uses, without a GPU: `python -m ... [all | NAME ...]`.
 
 Prints one line per variant; fails if one does not compile, needs more registers or shared memory than available, or
 lacks what the interpreter cannot show, as it runs programs one after the other and always in float32 (`lacking`).
 Without names, the kernels near these limits (attention and products) are compiled for every GPU. The other variants are
-compiled for one GPU each, in turn, so that every kernel is still compiled for all of them.
+compiled for one GPU each, in turn, so that every kernel is still compiled for all of them. `all` compiles every variant
+for every GPU, and those of small models, of the largest vocabularies and of other precisions too, which takes minutes.
 """
 
 from __future__ import annotations
@@ -155,6 +156,25 @@ def of_verification() -> Iterator[Variant]:
                 yield Variant(verification._tests, types, how | {"FORCED": forced})
 
 
+def rare() -> Iterator[Variant]:
+    """Variants that differ from the others in one number, which a model or a request determines."""
+    for width in (16, 32):
+        for states in ("bf16", "fp32"):
+            yield attend(states, width, 16, bounded=False)
+    one_part, long_parts = {"PADDED": 1, "parts": 1}, {"PER": 2048}  # a small vocabulary, and 262,208 tokens
+    for variant in variants():
+        names = variant.kernel.arg_names
+        for name, values in (("PARTS", (1, 4, 16)), ("ADD", (False,)), ("BASE", (False,)), ("ROWS", (2, 32, 128))):
+            if name in variant.constants and (name != "ROWS" or variant.kernel is verification._draw):
+                for value in values:
+                    yield variant._replace(constants=variant.constants | {name: value})
+        for shape in (one_part, long_parts) if "PADDED" in variant.constants else ():
+            known = {name: value for name, value in shape.items() if name in names}
+            yield variant._replace(constants=variant.constants | known)
+        for logits in ("*fp32", "*fp16") if "logits" in names else ():
+            yield variant._replace(types=variant.types | {"logits": logits}, even=())
+
+
 def build(variant: Variant, capability: int) -> Any:
     names = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "i32") for name in names}
@@ -230,8 +250,9 @@ def main() -> None:
     asked = sys.argv[1:]
     if wanting := wanting_alignment():
         raise SystemExit(f"compiled anew wherever these begin: {', '.join(wanting)}")
-    for number, variant in enumerate(variants()):
-        if asked and variant.kernel.__name__ not in asked:
+    everything = asked == ["all"]
+    for number, variant in enumerate([*variants(), *(rare() if everything else ())]):
+        if asked and not everything and variant.kernel.__name__ not in asked:
             continue
         in_turn = CAPABILITIES[number % len(CAPABILITIES)]
         for capability in CAPABILITIES if asked or variant.kernel in HEAVY else (in_turn,):
