@@ -424,7 +424,9 @@ def test_a_gain_that_was_measured_is_not_denied_by_the_prediction(text_pair: Pai
     assert "k = 4 is predicted never to break even, no k is predicted to gain." in never
     anyway = why.model_copy(update={"break_even_acceptance": 0.0})
     assert "k = 4 is predicted to gain at any acceptance, " in sentence(anyway)
-    assert "k = 4 gains at any acceptance, " in sentence(anyway.model_copy(update={"predicted": 1.2}))
+    assert "k = 4 gains at any acceptance, " in sentence(
+        anyway.model_copy(update={"predicted_speed_up": 1.2, "predicted_with_overhead": 1.2})
+    )
 
 
 def test_removing_the_bottleneck_never_makes_the_measured_speed_worse(text_pair: Pair) -> None:
