@@ -533,6 +533,19 @@ def test_prompts_that_begin_with_a_dash_are_explained(prompt: str) -> None:
     assert "as in: python -m cascli compare --" in closed(f"compare '{prompt}'").stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        ("compre hi", "unknown command 'compre'; did you mean 'compare'? Known: advise, bench, chat, compare, "),
+        ("pairs nosuch", "unknown command 'nosuch'. Known: path, rm"),
+    ],
+)
+def test_unknown_commands_list_those_that_exist(words: str, known: str) -> None:
+    found = closed(words)
+    assert found.returncode == 2 and found.stderr.startswith(f"cascli: {known}") and not found.stdout
+    assert "version" not in found.stderr and len(found.stderr.splitlines()) == 1
+
+
 def test_interrupted_imports_exit_130_too(tmp_path: Path) -> None:
     """Libraries execute text while they are imported; `python -m` would end by SIGINT, which is -2 to a program."""
     (tmp_path / "program.py").write_text(

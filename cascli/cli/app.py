@@ -29,8 +29,8 @@ from cascli.cli import (
 )
 from cascli.cli.environment import OWN, is_on
 from cascli.cli.errors import INTERRUPTED, RUNTIME, USAGE, Terminated, complain, os_message, reported, silence_stdout
-from cascli.cli.help import Command, Group
-from cascli.errors import UNPARSED, UsageError, unknown
+from cascli.cli.help import Command, Group, command_named
+from cascli.errors import UNPARSED, CascliError
 
 EPILOG = f"""\
 cascli compare "Who is Buzz Aldrin?" -c tiny-random
@@ -103,10 +103,8 @@ def help_(
     """Show the help of cascli, or of a command."""
     shown: Any = ctx.parent
     for name in command or ():
-        commands = getattr(shown.command, "commands", {})
-        if name not in commands:
-            raise UsageError(unknown("command", name, (each for each in commands if not commands[each].hidden)))
-        shown = type(shown)(commands[name], info_name=name, parent=shown)
+        found = command_named(name, getattr(shown.command, "commands", {}))
+        shown = type(shown)(found, info_name=name, parent=shown)
     print(shown.get_help())
 
 
@@ -184,18 +182,26 @@ def run() -> int:
     except Exception as error:
         if is_on("CASCLI_DEBUG"):
             traceback.print_exc()
-        # Some releases of typer bundle their own copy of click, so usage errors are recognized by their methods.
-        message = getattr(error, "format_message", None)
-        if message is None or not message():
-            show = getattr(error, "show", None)
-            if show is None:
-                raise
-            show()
-        else:
-            context = getattr(error, "ctx", None)
-            path = context.command_path if context is not None else "cascli"
-            complain(f"{_readable(message(), error.__cause__)}\n{_dash_hint(error, path) or f'See {path} --help.'}")
-        return USAGE
+        return _usage_error(error)
+
+
+def _usage_error(error: Exception) -> int:
+    """Print an error of the command line, found before a command begins, and return its exit code; raise any other."""
+    if isinstance(error, CascliError):
+        complain(str(error))
+        return error.exit_code
+    # Some releases of typer bundle their own copy of click, so usage errors are recognized by their methods.
+    message = getattr(error, "format_message", None)
+    if message is None or not message():
+        show = getattr(error, "show", None)
+        if show is None:
+            raise error
+        show()
+    else:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "cascli"
+        complain(f"{_readable(message(), error.__cause__)}\n{_dash_hint(error, path) or f'See {path} --help.'}")
+    return USAGE
 
 
 def _readable(message: str, cause: BaseException | None) -> str:

@@ -10,13 +10,14 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from cascli.cli.options import ON_BY_DEFAULT
+from cascli.errors import UsageError, unknown
 
 WIDEST = 100
 """Maximum width of a page in columns, however wide the terminal is."""
@@ -48,6 +49,15 @@ class Group(TyperGroup):
                 param.default = False
         return params
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first argument names.
+
+        Raises:
+            UsageError: there is none; the message lists the commands.
+        """
+        command_named(args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page in one piece."""
         formatter.write(page(self, ctx))
@@ -55,6 +65,17 @@ class Group(TyperGroup):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Completions for a shell, with descriptions."""
         return _described(super().shell_complete(ctx, incomplete))
+
+
+def command_named(name: str, commands: Mapping[str, Any]) -> Any:
+    """The command of a group that has this name.
+
+    Raises:
+        UsageError: there is none; the message lists those that help shows.
+    """
+    if name not in commands:
+        raise UsageError(unknown("command", name, (each for each in commands if not commands[each].hidden)))
+    return commands[name]
 
 
 def _described(items: list[Any]) -> list[Any]:
