@@ -3,8 +3,8 @@
 Prints one line per variant; fails if one does not compile, needs more registers or shared memory than available, or
 lacks what the interpreter cannot show, as it runs programs one after the other and always in float32 (`lacking`).
 Without names, the kernels near these limits (attention and products) are compiled for every GPU. The other variants are
-compiled for one GPU each, in turn, so that every kernel is still compiled for all of them. `all` compiles every variant
-for every GPU, and those of small models, of the largest vocabularies and of other precisions too, which takes minutes.
+compiled for one GPU each, in turn, so that every kernel is still compiled for all of them. With `all`, so are those of
+small models, of the largest vocabularies and of other precisions, which takes minutes.
 """
 
 from __future__ import annotations
@@ -247,15 +247,16 @@ def wanting_alignment() -> list[str]:
 
 
 def main() -> None:
-    asked = sys.argv[1:]
+    asked = [name for name in sys.argv[1:] if name != "all"]
     if wanting := wanting_alignment():
         raise SystemExit(f"compiled anew wherever these begin: {', '.join(wanting)}")
-    everything = asked == ["all"]
-    for number, variant in enumerate([*variants(), *(rare() if everything else ())]):
-        if asked and not everything and variant.kernel.__name__ not in asked:
+    common = [*variants()]
+    for number, variant in enumerate([*common, *(rare() if "all" in sys.argv else ())]):
+        if asked and variant.kernel.__name__ not in asked:
             continue
         in_turn = CAPABILITIES[number % len(CAPABILITIES)]
-        for capability in CAPABILITIES if asked or variant.kernel in HEAVY else (in_turn,):
+        heavy = variant.kernel in HEAVY and number < len(common)
+        for capability in CAPABILITIES if asked or heavy else (in_turn,):
             made = build(variant, capability)
             bytes_spilled, shared = spilled(made.asm["cubin"]), made.metadata.shared
             name = f"{variant.kernel.__name__} {capability} {variant.constants}"
