@@ -30,7 +30,8 @@ _NEED_NO_GPU = (
 """One compiles every kernel for GPUs that may be absent, which takes a minute; the others skip themselves on a GPU."""
 _FLAGS = ("-vv", "--tb=short", "--durations=10", "--color=no", "-p", "no:cacheprovider")
 _OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
-_TEST = re.compile(r"\S+::\S+")
+_STARTED = re.compile(r"^\S+\.py::\w+", re.MULTILINE)
+_TEST = re.compile(r"\S+\.py::\w+")
 _DURATION = re.compile(r"^ *([\d.]+)s (call|setup|teardown) +(\S+::.+?) *$", re.MULTILINE)
 
 
@@ -80,18 +81,21 @@ class _Job:
         return self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
 
     def not_passed(self) -> list[str]:
-        """The functions that failed or did not end; of a process that was cut off, the last one that printed too."""
+        """The functions that failed or did not end; all of them if the process failed without saying in which."""
         if self.code == 0:
             return []
-        printed = [_function(name) for name, _ in _OUTCOME.findall(self.text)]
-        failed = {_function(name) for name in summary(self.text)["failures"]}
-        ended = set(printed if self.code is not None else printed[:-1]) - set(printed[-1:] if self.code is None else [])
-        return [name for name in self.names if _function(name) in failed or _function(name) not in ended]
+        text = self.text
+        failed = {_function(name) for name in summary(text)["failures"]}
+        ended = {_function(name) for name, _ in _OUTCOME.findall(text)}
+        if self.code not in (0, 1):  # it crashed or was cut off, perhaps in a later case of the function it was in
+            ended -= {_function(name) for name in _STARTED.findall(text)[-1:]}
+        found = [name for name in self.names if _function(name) in failed or _function(name) not in ended]
+        return found or list(self.names)
 
     def lines(self, leaving_out: Container[tuple[str, str]]) -> str:
         """What pytest has printed of the tests of all but some functions."""
-        tests = (line for line in self.text.splitlines() if "::" in line)
-        return "\n".join(line for line in tests if _function(_TEST.findall(line)[0]) not in leaving_out)
+        tests = ((line, _TEST.search(line)) for line in self.text.splitlines())
+        return "\n".join(line for line, test in tests if test and _function(test[0]) not in leaving_out)
 
 
 def run_tests(groups: Sequence[Sequence[str]], seconds: float, at_once: int | None = None) -> dict[str, Any]:

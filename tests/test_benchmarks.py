@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -520,6 +521,28 @@ def test_gpu_tests_that_fail_with_others_are_decided_alone(tmp_path: Path) -> No
     assert (found["passed"], found["failed"], found["skipped"]) == (4, 2, 0)
     assert [name.rpartition("::")[2] for name in found["failures"]] == ["test_breaks", "test_crash"]
     assert not found["out_of_time"] and {*found["exit_codes"]} == {names[1], names[3]}
+
+
+@pytest.mark.slow
+def test_gpu_tests_that_crash_are_never_counted_as_passed(tmp_path: Path) -> None:
+    """In a later case of a function, alone or with others, and when the interpreter ends; text in errors is no test."""
+    texts = {
+        "later": "@pytest.mark.parametrize('n', [1, 2, 3])\ndef test_later(n): n == 2 and os.abort()\n",
+        "ending": "import atexit\ndef test_ending(): atexit.register(os.abort)\n",
+        "odd": "def test_odd(): raise RuntimeError('Use it like this::\\n\\n  code')\n",
+        "together": "@pytest.mark.parametrize('n', [1, 2])\ndef test_dies(n): n == 2 and os.abort()\n"
+        "def test_lives(): pass\n",
+    }
+    groups = []
+    for name, text in texts.items():
+        file = tmp_path / f"test_{name}.py"
+        file.write_text("import os, pytest\n" + text)
+        groups.append([f"{file}::{each}" for each in re.findall(r"def (test_\w+)", text)])
+    found = gpu_tests.run_tests(groups, seconds=90, at_once=2)
+    broken = {name.rpartition("::")[2] for name in found["failures"]}
+    assert broken == {"test_later", "test_ending", "test_odd", "test_dies"} and found["failed"] == 4
+    assert {name.rpartition("::")[2] for name in found["exit_codes"]} == broken
+    assert not found["out_of_time"] and any("test_lives" in name for group in groups for name in group)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])

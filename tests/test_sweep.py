@@ -577,13 +577,37 @@ def test_an_interrupted_sweep_says_how_far_it_got_and_how_to_go_on(
     flags = (str(plan_file), "-o", str(out), "--limit", "1")
     found = run(*flags)
     assert found.exit_code == 130 and "11 of 15 answers are missing; --resume continues with them" in found.stderr
-    unfinished = "Unfinished: 4 of 15 answers were made, and every number is of these."
+    unfinished = "Unfinished: 4 of 15 answers were made so far, and the numbers say nothing of the others."
     assert unfinished in found.stdout and unfinished in (out / "report.html").read_text()
     assert unfinished in invoke("show", str(out)).stdout
     monkeypatch.setattr(Worker, "do", real)
     again = run(*flags, "--resume")
     assert again.exit_code == 0 and "missing" not in again.stderr
     assert "Unfinished" not in again.stdout + (out / "report.html").read_text()
+
+
+def test_a_finished_sweep_is_never_called_unfinished(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is picked from it, and whatever else the folder holds; an unfinished one is, whatever else."""
+    out, plan = tmp_path / "out", str(plan_file)
+    flags = (plan, "-o", str(out), "-s", "draft", "-s", "speculative:k=1")
+    whole = run(*flags, "--limit", "3")
+    fewer = run(plan, "-o", str(out), "-s", "draft", "--limit", "2", "--temperature", "0", "--resume")
+    for found in (whole, fewer, invoke("show", str(out), "-s", "draft"), invoke("show", str(out))):
+        assert found.exit_code == 0 and "Unfinished" not in found.stdout, found.output
+
+    def interrupted(worker: Worker, unit: Unit) -> Record:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(unit)
+        return real(worker, unit)
+
+    real, done = Worker.do, []
+    monkeypatch.setattr(Worker, "do", interrupted)
+    more = run(*flags, "--limit", "2", "--seed", "7", "--temperature", "1", "--resume")
+    assert more.exit_code == 130 and "Unfinished: 3 of 6 answers were made" in more.stdout
+    assert "Unfinished: 3 of 6" in invoke("show", str(out), "-s", "draft").stdout
 
 
 def test_two_sweeps_in_one_folder_are_refused(plan_file: Path, tmp_path: Path) -> None:

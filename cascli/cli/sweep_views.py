@@ -144,6 +144,7 @@ def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> 
 
     header = records.header()
     table = SweepTable.of(header, records)
+    header = table.made_from or header
     rows, groups = table.rows, table.categories
     if not rows:
         return

@@ -116,8 +116,13 @@ def _launches_wrong(test: StepTest, copy: Callable[[], GraphRunner], device: tor
     if not early.used(device):
         return False
     early.switch(device, on=False)
-    if test.failure(copy()) is not None:
-        early.switch(device, on=True)
+    passes = False
+    try:
+        passes = test.failure(copy()) is None
+    finally:
+        if not passes:
+            early.switch(device, on=True)
+    if not passes:
         return False
     text = (
         f"kernels are launched without programmatic dependent launch, with which steps failed their self-test: {wrong}"
@@ -178,8 +183,10 @@ def _tested_reader(runner: GraphRunner, places: int) -> Reader:
     reader = graph_reader(runner, places)
     if runner.test is None or reader.alone_because is not None:
         return reader
+    first = not runner.test.tested_texts
     wrong = runner.test.failure_of_texts(lambda: graph_reader(runner, 2))
-    _free(runner.device)
+    if first:
+        _free(runner.device)
     if wrong is None:
         return reader
     if fuses and runner.unfused_because is None:

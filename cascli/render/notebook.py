@@ -119,7 +119,7 @@ def of_sweep(rows: Sequence[SweepRow]) -> str:
     more = len(rows) - len(shown)
     notes = [f"and {more} more rows" if more else "", "; ".join(scatter_kinds(rows)), caution(rows) or ""]
     header = getattr(rows, "header", None)
-    notes += [differences(header) or "", unfinished(rows, header) or ""]
+    notes += [differences(header) or "", unfinished(header) or ""]
     footer = "".join(_block(_text(note), QUIET) for note in notes if note)
     return table_html(["strategy", "T", *headings], shown) + footer
 

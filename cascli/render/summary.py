@@ -124,8 +124,9 @@ def _details(run: Run) -> Iterator[str]:
         yield f"acceptance by position: {', '.join(number(share) for share in m.per_position_acceptance)}"
     pair = run.pair
     yield f"pair {pair.name}: {pair.dtypes} on {pair.target.device}"
-    masked = "/".join(str(count) for count in pair.masked_rows if count is not None)
-    which = " (draft/target)" if pair.draft is not None else ""
+    both = pair.draft is not None
+    masked = "/".join(map(str, pair.masked_rows if both else pair.masked_rows[1:]))
+    which = " (draft/target)" if both else ""
     memory = size(m.peak_memory_bytes)
     yield f"{pair.tokenizer_size} tokens, {masked} padded rows masked{which}; peak memory {memory}"
     yield from pair.limits

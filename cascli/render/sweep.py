@@ -99,7 +99,7 @@ def sweep_tables(
     greedy = None if 0 in temperatures and len(temperatures) > 1 else temperatures == [0]
     costs = table_notes(rows, greedy=greedy) if any(row.costs for row in rows) else ""
     notes = ["; ".join([*_counts(rows), *_batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
-    notes += [differences(header) or "", unfinished(rows, header) or ""]
+    notes += [differences(header) or "", unfinished(header) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
 
 

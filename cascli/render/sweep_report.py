@@ -64,7 +64,7 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
 
 def _finding_paragraphs(rows: Sequence[SweepRow], header: Header) -> str:
     """What follows from the table, and warnings about what does not."""
-    sentences = (*findings(rows, header), caution(rows), differences(header), unfinished(rows, header))
+    sentences = (*findings(rows, header), caution(rows), differences(header), unfinished(header))
     return "\n".join(f"<p>{text(sentence)}</p>" for sentence in sentences if sentence is not None)
 
 

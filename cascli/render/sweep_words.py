@@ -109,13 +109,12 @@ def differences(header: Header | None) -> str | None:
     )
 
 
-def unfinished(rows: Sequence[SweepRow], header: Header | None) -> str | None:
+def unfinished(header: Header | None) -> str | None:
     """A warning if the sweep was stopped, or is still at work: what is shown is then of a part of its answers."""
-    planned = header.planned if header is not None else {}
-    made = {(row.strategy, row.temperature): row.answers + row.errors for row in rows}
-    done = sum(min(made.get(place, 0), count) for place, count in planned.items())
-    whole = sum(planned.values())
-    return f"Unfinished: {done} of {whole} answers were made, and every number is of these." if done < whole else None
+    if header is None or header.num_records is None or header.planned is None or header.num_records >= header.planned:
+        return None
+    done = f"{header.num_records} of {header.planned} answers"
+    return f"Unfinished: {done} were made so far, and the numbers say nothing of the others."
 
 
 def _fastest_lossless(rows: Sequence[SweepRow]) -> str | None:

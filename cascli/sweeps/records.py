@@ -8,7 +8,7 @@ import os
 import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -164,8 +164,10 @@ class Header(BaseModel):
     prompts: dict[str, str] = {}
     """Text of the prompts, by the problem's id; empty in older folders."""
     num_prompts: int | None = None
-    """Number of prompts that every strategy is to answer, at each temperature, seed and repeat; None in older
+    """Number of prompts of the last call, for every strategy at each temperature, seed and repeat; None in older
     folders."""
+    num_records: int | None = None
+    """Number of these answers, failed ones included, that a table is made of; None in a folder's sweep.json."""
     title: str = ""
     """Title of the report and its picture, if one was given."""
 
@@ -214,13 +216,21 @@ class Header(BaseModel):
         return {spec: list(self.plan.temperatures) for spec in self.matched}
 
     @property
-    def planned(self) -> dict[tuple[str, float], int]:
-        """Number of records that each strategy is to have at each of its temperatures; empty in older folders."""
+    def planned(self) -> int | None:
+        """Number of answers that the last call was to have made or found; None in older folders."""
+        return None if self.num_prompts is None else self.num_prompts * len(self._cells())
+
+    def counted(self, records: Iterable[Record]) -> Header:
+        """The header with the number of its planned answers among the records."""
         if self.num_prompts is None:
-            return {}
-        cells = with_strategies(self.plan, self.added()).cells()
-        counts = Counter((cell.strategy, cell.temperature) for cell in cells)
-        return {place: count * self.num_prompts for place, count in counts.items()}
+            return self
+        keys = {cell.key for cell in self._cells()}
+        made = Counter(record.cell.key for record in records if record.cell.key in keys)
+        # A folder may have answers to more prompts, from a call with a higher limit.
+        return self.model_copy(update={"num_records": sum(min(count, self.num_prompts) for count in made.values())})
+
+    def _cells(self) -> list[Cell]:
+        return with_strategies(self.plan, self.added()).cells()
 
 
 class Records:

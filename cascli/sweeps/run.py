@@ -179,7 +179,8 @@ def sweep(
         full_plan = with_strategies(plan, header.added())
         carry_out(worker, full_plan, task, records, done, on_progress or bars)
     all_failed(done)
-    return SweepRows(rows(records.read(), full_plan), records.header())
+    made = list(records.read())
+    return SweepRows(rows(made, full_plan), records.header().counted(made))
 
 
 def allowed(task: Task, *, allow: bool, unsafe: bool) -> tuple[Task, str | None]:
@@ -229,8 +230,6 @@ def completed_header(
         kept: dict[str, Any] = {"prompts": previous.prompts | header.prompts, "title": header.title or previous.title}
         kept["asked"] = previous.asked | header.asked  # including prompts that are not asked this time
         kept["date"] = previous.date or header.date
-        if previous.num_prompts is not None and header.num_prompts is not None:
-            kept["num_prompts"] = max(previous.num_prompts, header.num_prompts)
         kept["calls"] = previous.calls or [Call.of(previous, previous.date)]
         header = header.model_copy(update=kept)
     if plan.match:

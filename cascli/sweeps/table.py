@@ -210,8 +210,9 @@ class SweepTable(Document):
     def of(cls, header: Header, records: Records) -> SweepTable:
         """Make the table of a folder's answers, in the order of its plan."""
         plan = with_strategies(header.plan, header.added())
-        groups = by_category(records.read(), plan)
-        return cls(metric=header.metric, rows=rows(records.read(), plan), categories=groups, made_from=header)
+        made = list(records.read())
+        groups, counted = by_category(made, plan), header.counted(made)
+        return cls(metric=header.metric, rows=rows(made, plan), categories=groups, made_from=counted)
 
 
 def tidy_rows(rows: Iterable[SweepRow], header: Header | None) -> tidy.Table:

@@ -298,6 +298,10 @@ def plant(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def mixed(*args: Any) -> list[torch.Tensor]:
         ids, u, table = inputs(*args)
+        shape = args[1]
+        if bug == "unread" and shape.unread == 2:  # the logits after the first of two tokens that were not read yet
+            table = table.clone()
+            table[2 * shape.texts * shape.unread] -= 1
         return [ids, u.flip(0) if bug == "uniforms" else u, table]
 
     monkeypatch.setattr(GraphReader, "_logits", misplaced)
@@ -320,6 +324,7 @@ def test_planted_bugs_are_seen(bug: str, monkeypatch: pytest.MonkeyPatch) -> Non
         ("position", "their logits differ from those of the model's own layers by"),
         ("filling", "their logits differ from those of the model's own layers by"),
         ("uniforms", "their drafts are not drawn from their distributions"),
+        ("unread", "the logits of their drafts differ from those of the model's own layers by"),
         ("crash", "RuntimeError: an unsupported card"),
     ],
 )

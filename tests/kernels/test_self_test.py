@@ -222,6 +222,21 @@ def test_sound_steps_pass_in_every_precision(name: str, dtype_: str, where: torc
     assert isinstance(runner, GraphRunner) and why is None
 
 
+@pytest.mark.parametrize("scale", [40.0, 1000.0, torch.inf])
+@pytest.mark.parametrize("dtype_", ["bfloat16", "float32"])
+def test_sound_steps_pass_whatever_the_size_of_logits(scale: float, dtype_: str, where: torch.device) -> None:
+    """Where the model's own layers overflow, there is nothing to compare with, and steps are used as they are."""
+    module = model("gpt_neox", where, dtype_)
+    with torch.no_grad():
+        head = module.get_output_embeddings().weight
+        if scale == torch.inf:
+            head[3] = scale
+        else:
+            head.mul_(scale)
+    runner, why = chosen(module, where)
+    assert isinstance(runner, GraphRunner) and why is None
+
+
 @pytest.mark.parametrize("vocab", [5, 700])
 def test_sound_kernels_pass(
     vocab: int, where: torch.device, dtype: torch.dtype, withdrawn: dict[Any, str], monkeypatch: pytest.MonkeyPatch

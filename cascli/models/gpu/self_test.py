@@ -44,6 +44,8 @@ LEAST = {torch.float32: 0.01, torch.float16: 0.01, torch.bfloat16: 0.06}
 """Relative differences that always pass, by precision."""
 SAMPLINGS = (Sampling(1.0), Sampling(0.9, top_k=20, top_p=0.9))
 """Few tokens, so that rounding hardly ever decides which is the last one that top-p keeps."""
+UNREAD = 2
+"""Tokens that a draft reads first, as after a round whose drafts were all kept."""
 DRAFTS = (0.7, 0.2), (0.1, 0.9)
 """The uniforms of two drafts: numbers that a captured draft keeps from the first one do not fit the second."""
 WEIGHTLESS = 60.0
@@ -118,6 +120,11 @@ class StepTest:
         return self._of_texts[0]
 
     @property
+    def tested_texts(self) -> bool:
+        """Whether passes over several texts were tested."""
+        return bool(self._of_texts)
+
+    @property
     def _expected(self) -> Tensor:
         """What `_read` returns, by the model's own layers."""
         return torch.cat([self._text.expected, self._text.expected[2:3]])
@@ -154,15 +161,16 @@ class StepTest:
         if not runner.draws:
             return None
         ids, prompt, _ = self._text
-        runner.prepare(prompt, BLOCK + 1, Calls(writes=[Write(1, len(DRAFTS[0]))]), self._sampler)
+        runner.prepare(prompt, BLOCK + 1, Calls(writes=[Write(UNREAD, len(DRAFTS[0]))]), self._sampler)
         runner.forward(ids[:prompt], 1)
         for start, numbers in enumerate(DRAFTS, prompt):
             runner.truncate(start)
-            last, u = ids[start : start + 1], torch.tensor(numbers, dtype=torch.float64, device=self._device)
-            written = Written(*(each.clone() for each in runner.write(last, self._sampler, u, read_last=False)))
+            unread = ids[start : start + UNREAD]
+            u = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            written = Written(*(each.clone() for each in runner.write(unread, self._sampler, u, read_last=False)))
             runner.truncate(start)
             # Not announced to `prepare`, so that the model's own layers read it.
-            logits = runner.forward(torch.cat([last, written.tokens[:-1]]), len(numbers))
+            logits = runner.forward(torch.cat([unread, written.tokens[:-1]]), len(numbers))
             wrong = self._wrong_draft(written, logits, u)
             if wrong is not None:
                 return wrong
@@ -171,9 +179,12 @@ class StepTest:
 
     def _wrong_draft(self, written: Written, logits: Tensor, u: Tensor) -> str | None:
         """Compare a draft of n tokens with the logits `[n, V]` of its positions."""
-        weightless = logits < logits.amax(dim=-1, keepdim=True) - WEIGHTLESS
-        found, expected = (each.masked_fill(weightless, -torch.inf) for each in (written.probs.log(), logits))
-        wrong = self._apart(found, expected, "the logits of their drafts")
+        if not math.isfinite(self._largest):
+            return None
+        expected = logits.double()
+        weightless = expected < expected.amax(dim=-1, keepdim=True) - WEIGHTLESS
+        found = written.probs.double().log() + expected.logsumexp(dim=-1, keepdim=True)
+        wrong = self._apart(found.where(~weightless, expected), expected, "the logits of their drafts")
         if wrong is None and not all(map(_is_draw, written.probs.cpu(), written.tokens.tolist(), u.tolist())):
             return "their drafts are not drawn from their distributions"
         return wrong
@@ -196,16 +207,18 @@ class StepTest:
         """Compare a draft for two texts, of different lengths, with what the tested passes say of its tokens."""
         texts = self._shorter, self._text
         requests = []
-        for place, (text, numbers) in enumerate(zip(texts, (DRAFTS[0], DRAFTS[1][:1]), strict=True)):
+        for place, (text, unread, numbers) in enumerate(
+            zip(texts, (UNREAD, 1), (DRAFTS[0], DRAFTS[1][:1]), strict=True)
+        ):
             reader.runners[place].truncate(text.prompt)
             u = torch.tensor(numbers, dtype=torch.float64, device=self._device)
-            requests.append(DraftRequest(place, text.ids[text.prompt :][:1], self._sampler, u, False))
+            requests.append(DraftRequest(place, text.ids[text.prompt :][:unread], self._sampler, u, False))
         drafts = reader.write(requests)
         rereads = []
         for request, written in zip(requests, drafts, strict=True):
             reader.runners[request.place].truncate(texts[request.place].prompt)
             ids = torch.cat([request.ids, written.tokens[:-1]])
-            rereads.append(ReadRequest(request.place, ids, len(ids)))
+            rereads.append(ReadRequest(request.place, ids, len(written.tokens)))
         checks = map(self._wrong_draft, drafts, reader.read(rereads), [request.u for request in requests])
         return next((wrong for wrong in checks if wrong is not None), None)
 
@@ -238,7 +251,8 @@ def _require_working(device: torch.device) -> None:
     except Exception as error:
         raise RunError(
             f"{device} stopped in cascli's self-test: {first_line(error)}\n"
-            f"{kernels.VARIABLE}=0 runs without cascli's kernels, and --no-cuda-graphs without captured steps."
+            f"{kernels.VARIABLE}=0 runs without cascli's kernels, CASCLI_PDL=0 without launching them early, and"
+            " --no-cuda-graphs without captured steps."
         ) from None
 
 
