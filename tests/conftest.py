@@ -5,11 +5,6 @@ import os
 from collections.abc import Iterator
 
 import pytest
-
-# Read when NumPy and torch start their threads, here and in the commands that tests run. Two workers with two threads
-# each take half as long again on two cores, above all in Triton's interpreter, whose products are NumPy's.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
 
 if not torch.cuda.is_available():
