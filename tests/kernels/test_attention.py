@@ -159,11 +159,12 @@ def test_which_cards_it_serves(
     capability: tuple[int, int], serves: bool, early: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ampere and later; kernels are launched before the previous ones end on Hopper and later."""
-    from cascli.kernels.early import launching
+    from cascli.kernels import early as launches
     from cascli.models.gpu.decode_attention import _fits
 
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     card = torch.device("cuda", 0)
     assert _fits(card) is serves
-    assert launching.__wrapped__(card) == ({"EARLY": True, "launch_pdl": True} if early else {"EARLY": False})
+    monkeypatch.setattr(launches, "used", launches.used.__wrapped__)
+    assert launches.launching(card) == ({"EARLY": True, "launch_pdl": True} if early else {"EARLY": False})
