@@ -22,7 +22,7 @@ def test_k_reaches_the_default_strategy(clean_env: pytest.MonkeyPatch, text_pair
 
 
 @pytest.mark.parametrize(
-    "line", ["cascli generate x --bogus", "cascli generat", "cascli generate x y", "cascli generate --top-k a"]
+    "line", ["cascli generate x --bogus", "cascli sweep", "cascli generate x y", "cascli generate --top-k a"]
 )
 def test_usage_errors_are_two_lines(line: str) -> None:
     found = shell(line)
