@@ -598,13 +598,17 @@ def test_a_finished_sweep_is_never_called_unfinished(
         assert found.exit_code == 0 and "Unfinished" not in found.stdout, found.output
 
     def interrupted(worker: Worker, unit: Unit) -> Record:
-        if len(done) == 3:
+        if len(done) == most:
             raise KeyboardInterrupt
         done.append(unit)
         return real(worker, unit)
 
-    real, done = Worker.do, []
+    real, done, most = Worker.do, [], 1
     monkeypatch.setattr(Worker, "do", interrupted)
+    another = (plan, "-o", str(out), "-s", "draft", "-s", "speculative:k=2", "--temperature", "0", "--resume")
+    some = run(*another, "--limit", "2")  # three answers of two other strategies do not make up for one that is missing
+    assert some.exit_code == 130 and "Unfinished: 5 of 6 answers were made" in some.stdout
+    done, most = [], 3
     more = run(*flags, "--limit", "2", "--seed", "7", "--temperature", "1", "--resume")
     assert more.exit_code == 130 and "Unfinished: 3 of 6 answers were made" in more.stdout
     assert "Unfinished: 3 of 6" in invoke("show", str(out), "-s", "draft").stdout
