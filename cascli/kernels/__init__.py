@@ -50,13 +50,18 @@ def withdraw(device: torch.device, why: str) -> None:
     _withdrawn[device] = why
 
 
+def switched_off(variable: str) -> bool:
+    """Whether an environment variable is a word for no."""
+    return os.environ.get(variable, "").lower() in ("0", "false", "no", "off")
+
+
 @cache
 def _not_launched() -> str | None:
     """Why no kernel can be launched; None if they can.
 
     Triton builds its launcher with a C compiler on first use. Slim images have none.
     """
-    if os.environ.get(VARIABLE, "").lower() in ("0", "false", "no", "off"):
+    if switched_off(VARIABLE):
         return f"{VARIABLE} switches them off"
     # Fuse multiplications with additions, the default until Triton 3.10; setting it also silences 3.9's warning.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

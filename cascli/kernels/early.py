@@ -6,7 +6,6 @@ latency between the two.
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any
 
@@ -14,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from cascli.kernels import switched_off
 
 VARIABLE = "CASCLI_PDL"
 """Environment variable that switches it off, with 0."""
@@ -31,7 +32,7 @@ def wait(EARLY: tl.constexpr):
 @cache
 def used(device: torch.device) -> bool:
     """Whether kernels are launched early on a device."""
-    if device.type != "cuda" or device in _off or os.environ.get(VARIABLE, "").lower() in ("0", "false", "no", "off"):
+    if device.type != "cuda" or device in _off or switched_off(VARIABLE):
         return False
     return torch.cuda.get_device_capability(device) >= (9, 0)
 

@@ -51,18 +51,13 @@ def overridden(
     for key in ("temperatures", "seeds"):
         if key in changed:
             changed[key] = [changed[key]]
-    if (
-        "temperature" in values
-        and not set(changed.get("temperatures", [])) <= set(plan.temperatures)
-        and "strategies" not in changed
-    ):
+    known = "temperature" not in values or changed["temperatures"][0] in plan.temperatures
+    if not known and "strategies" not in changed:
         named = plan.named_temperatures()
         if named:  # nothing says which of them run at a new temperature
-            known, new = (" and ".join(f"{each:g}" for each in some) for some in (named, changed["temperatures"]))
+            at, new = (" and ".join(f"{each:g}" for each in some) for some in (named, changed["temperatures"]))
             with located(where.get("temperature", "")):
-                raise UsageError(
-                    f"strategies of this sweep are for temperature {known}; choose those for {new} with -s"
-                )
+                raise UsageError(f"strategies of this sweep are for temperature {at}; choose those for {new} with -s")
     if given.prompts is not None:
         with located(where.get("prompts", "")):
             changed["task"] = _with_prompts(given.prompts, plan.task)
