@@ -6,7 +6,7 @@ PROMPT := Who is Buzz Aldrin?
 PYTEST_FLAGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench bench-gpu bench-gpu-compiled test fuzz test-oldest test-newest test-quick quality format schema docs clean
+.PHONY: help install demo bench bench-gpu bench-gpu-compiled bench-gpu-kernels test fuzz test-oldest test-newest test-quick quality format schema docs clean
 
 help: ## Show what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,9 @@ bench-gpu: ## Measure pairs at real shapes on a GPU and run the GPU tests (at mo
 
 bench-gpu-compiled: ## Add the same pairs with compiled steps to the results of bench-gpu (at most 9 minutes)
 	$(PYTHON) -m benchmarks.gpu --only-compiled --no-tests --add -o benchmarks/results/gpu.json
+
+bench-gpu-kernels: ## Time each kernel of a step on a GPU next to the bytes it reads (about a minute; uses PYTHON as is)
+	$(PYTHON) -m benchmarks.gpu_kernels -o benchmarks/results/kernels.json
 
 test: install ## Run the whole test suite (fetches 98 MB of weights once)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

@@ -23,6 +23,7 @@ from benchmarks import (
     engines,
     gpu,
     gpu_job,
+    gpu_kernels,
     gpu_pair,
     gpu_table,
     gpu_tests,
@@ -168,6 +169,36 @@ def test_the_gpu_benchmark_completes_on_a_cpu(
     assert all(each["rounds"] > 0 and each["kernels"] == 0 for each in found["work"].values())
     assert found["peak_memory_bytes"] > 0 and found["graphs"]["target"] is None
     assert len(gpu_table.line_of(found)) == len(gpu_table.HEADINGS)
+
+
+def test_the_benchmark_of_kernels_completes_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "kernels.json"
+    tiny = ["--device", "cpu", "--dtype", "float32", "--shrink", "128", "--rows", "2", "--context", "5"]
+    gpu_kernels.main([*tiny, "--models", "gemma2-2b", "-o", str(out)])
+    table, _, last = capsys.readouterr().out.rstrip().rpartition("\n")
+    document = json.loads(last)
+    assert document == json.loads(out.read_text()) and document["left_out"] == []
+    rows = {row["kernel"]: row for row in document["rows"]}
+    assert all(row["us"] > 0 for row in rows.values()), rows
+    assert all(us > 0 for row in rows.values() for us in row.get("tiles_us", {}).values())
+    assert sum("torch_us" in row for row in rows.values()) == sum("tiles_us" in row for row in rows.values()) == 5
+    [step] = gpu_kernels.steps(document)
+    assert step["kernels"] == 8 * 26 + 2  # a norm before the first layer, and the head
+    assert f"{step['kernels']} kernels of a step" in table and "verification" in rows
+
+    gpu_kernels.main([*tiny, "--seconds", "-1"])
+    assert "no time was left for qwen2.5-7b, 2 rows" in capsys.readouterr().out
+
+
+def test_a_kernel_that_fails_is_reported_and_the_others_are_timed() -> None:
+    def fail(_: int) -> None:
+        raise RuntimeError("out of resource: shared memory\nRequired: 300000")
+
+    assert gpu_kernels.attempt(fail, 2, torch.device("cpu")) == "RuntimeError: out of resource: shared memory"
+    row = {"model": "m", "rows": 1, "kernel": "x", "per_step": 1, "bytes": 8, "us": 3.0}
+    ceilings = {"copy_bytes_per_second": 1e12, "read_bytes_per_second": 1e12, "node_us": 1.0}
+    document = {"rows": [row, row | {"rows": 2, "us": "failed"}], "ceilings": ceilings}
+    assert gpu_kernels.steps(document) == [{"model": "m", "rows": 1, "ms": 0.003, "ms_of_bytes": 8e-9, "kernels": 1}]
 
 
 def tiny_ask(until: float) -> gpu_job.Ask:

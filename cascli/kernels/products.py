@@ -6,6 +6,8 @@ with zeros) and traverses the weights in a fixed order, so a row has the same bi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,17 @@ ROWS = 16
 """Rows per program, the fewest that tensor cores take; more rows take more programs, adjacent to share the cache."""
 _ENOUGH_PROGRAMS = 264
 """Two per multiprocessor of an H100."""
+
+
+class Tile(NamedTuple):
+    """Size of the part of the weights that a program reads at a time, and how it reads it."""
+
+    columns: int
+    """Results per row that a program computes; of a gated product, it reads twice as many rows of weights."""
+    depth: int
+    warps: int
+    stages: int
+    """One more than the number of parts in flight."""
 
 
 @triton.jit
@@ -69,22 +82,24 @@ def _product(
     )
 
 
-def shape_of(n: int, *, exact: bool, gated: bool) -> tuple[int, int, int, int]:
-    """Columns and depth of a program's tile, warps and stages, for n columns in total.
+def tile_for(n: int, *, exact: bool, gated: bool) -> Tile:
+    """The tile for n columns in total; `exact` for float32.
 
     A stage holds 8 or 16 KB of weights, and all stages but one are in flight: 32 KB per program, within 99 KB of
     shared memory. Sizes depend only on the matrix, never on the rows.
     """
     if exact:
-        return 16, 64, 4, 3
-    tile = next((each for each in (64, 32) if n >= each * _ENOUGH_PROGRAMS), 16)
-    columns = max(16, tile // 2) if gated else tile  # per half of a gated product
+        return Tile(16, 64, 4, 3)
+    most = next((each for each in (64, 32) if n >= each * _ENOUGH_PROGRAMS), 16)
+    columns = max(16, most // 2) if gated else most
     depth = {16: 256, 32: 128, 64: 128}[columns]
-    return columns, depth, 4, 3 if gated else 4 if columns == 64 else 5
+    return Tile(columns, depth, 4, 3 if gated else 4 if columns == 64 else 5)
 
 
 @on_its_device
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None, tile: Tile | None = None
+) -> Tensor:
     """Apply a linear layer or, with an activation, a gated one whose two matrices are merged.
 
     Args:
@@ -93,6 +108,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation
         bias: one number per row of `weight`, or None.
         activation: applied to the gate's half before it is multiplied by the other half
             (Shazeer 2020, "GLU variants"); one of `cascli.kernels.ACTIVATIONS`.
+        tile: powers of 2, at least 16 columns and a depth of 16; None for that of `tile_for`.
 
     Returns:
         `[m, n]`; a row has the same bits for every m.
@@ -101,7 +117,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation
     n = weight.shape[0] // (1 if activation is None else 2)
     out = x.new_empty((m, n))
     exact = x.dtype == torch.float32
-    columns, depth, warps, stages = shape_of(n, exact=exact, gated=activation is not None)
+    columns, depth, warps, stages = tile or tile_for(n, exact=exact, gated=activation is not None)
     _product[(triton.cdiv(m, ROWS), triton.cdiv(n, columns))](
         x, weight, weight if bias is None else bias, out, m, n, k,
         ROWS=ROWS, COLUMNS=columns, DEPTH=depth, BIAS=bias is not None,

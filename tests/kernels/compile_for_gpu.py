@@ -95,7 +95,7 @@ def of_products() -> Iterator[Variant]:
         types = dict.fromkeys(("x", "weight", "bias", "out"), f"*{states}")
         exact = states == "fp32"
         for n, gate, bias in layers:
-            columns, depth, warps, stages = products.shape_of(n, exact=exact, gated=gate > 0)
+            columns, depth, warps, stages = products.tile_for(n, exact=exact, gated=gate > 0)
             shape = {"ROWS": products.ROWS, "COLUMNS": columns, "DEPTH": depth}
             for whole in (True, False) if n == 896 else (True,):
                 flags = {"BIAS": bias, "GATE": gate, "WHOLE": whole, "EXACT": exact}

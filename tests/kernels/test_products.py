@@ -52,6 +52,20 @@ def test_gated_product_equals_two_layers(
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
+def test_a_tile_of_any_size_computes_the_same(activation: str | None, dtype: torch.dtype, where: torch.device) -> None:
+    """`benchmarks.gpu_kernels` looks for faster ones."""
+    from cascli.kernels.products import Tile, product
+
+    x, weight, bias = layer(80, 200, 5, dtype, where)
+    wanted = F.linear(x.double(), weight.double(), bias.double())
+    if activation:
+        gate, up = wanted.chunk(2, dim=-1)
+        wanted = F.silu(gate) * up
+    for tile in (Tile(16, 32, 1, 1), Tile(32, 16, 4, 2), Tile(64, 256, 8, 3)):
+        assert close(product(x, weight, bias, activation=activation, tile=tile), wanted), tile
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
 def test_a_row_has_the_same_bits_in_any_block(activation: str | None, dtype: torch.dtype, where: torch.device) -> None:
     """Alone, in blocks of up to 16, and in the second program of larger ones."""
     from cascli.kernels.products import product
