@@ -116,7 +116,7 @@ def assert_follows(texts: Iterable[tuple[int, ...]], law: dict[tuple[int, ...], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text", "gpt_neox", "gpt2", "t5"])  # every kind of cache
 def test_sampled_texts_follow_one_law_here_and_there(name: str) -> None:
     shape = EVERY_ARCHITECTURE[name]
     temperature, top_k = WARPINGS[len(name) % 3]

@@ -52,7 +52,7 @@ def test_logits_are_the_same_alone_and_in_a_block(loaded: Pair, context: int) ->
 
 
 def test_greedy_speculation_matches_the_target_with_equal_probabilities(loaded: Pair) -> None:
-    settings = {"max_new_tokens": 40, "temperature": 0.0}
+    settings = {"max_new_tokens": 24, "temperature": 0.0}
     alone = generate(loaded, "hello", strategy="target", **settings)
     for k in (1, 4, 7):
         ahead = generate(loaded, "hello", strategy=f"speculative:k={k}", **settings)

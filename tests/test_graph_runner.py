@@ -106,7 +106,7 @@ def test_strategies_write_the_same_with_recorded_steps(two: tuple[Pair, Pair]) -
     for strategy in ("target", "draft", "cascade:threshold=9", "speculative:k=3", *cascades):
         for temperature in (0.0, 1.0):
             wanted, found = (
-                generate(each, prompt_ids=[5, 6, 7], strategy=strategy, temperature=temperature, max_new_tokens=24)
+                generate(each, prompt_ids=[5, 6, 7], strategy=strategy, temperature=temperature, max_new_tokens=12)
                 for each in two
             )
             assert found.token_ids == wanted.token_ids, (strategy, temperature)
@@ -123,7 +123,7 @@ def test_strategies_write_the_same_with_recorded_steps(two: tuple[Pair, Pair]) -
 def test_a_recorded_round_equals_the_eager_round(rule: str, sampling: dict) -> None:
     plain, taped = (load_pair(pair(), dtype="float32") for _ in range(2))
     taped.graphs = GraphCache(TapeCapture())
-    for seed in range(3):  # the second and third repeat what the first recorded
+    for seed in range(2):  # the second repeats what the first recorded
         wanted, found = (
             generate(
                 each,
@@ -325,7 +325,7 @@ def test_nothing_is_recorded_while_the_clock_is_running(taped: Pair) -> None:
     taped.graphs = GraphCache(TapeCapture(), most=7)
     captures = [taped.graphs._capture, *(model.runner._capture for model in (taped.draft, taped.target))]
     specs = ["target", "speculative:k=2", "token-cascade:rule=diff"]
-    specs += [f"speculative-cascade:rule={rule},k={k}" for rule in rules.names() for k in (2, 4)]
+    specs += [f"speculative-cascade:rule={rule},k={2 + 2 * (i % 2)}" for i, rule in enumerate(rules.names())]
     for prompt, sampling in ((3, Sampling()), (12, Sampling(0.7)), (300, Sampling())):
         for spec in specs:
             steps = Decoding(taped, parse(spec), Request([5] * prompt, sampling, 17)).steps()

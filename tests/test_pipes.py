@@ -59,16 +59,16 @@ def test_a_closed_stdin_is_not_an_empty_prompt() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("streams", ["", "2>&1"])
 @pytest.mark.parametrize(
-    ("command", "file"),
+    ("command", "file", "streams"),  # both streams are handled in one place, so not each command needs both
     [
-        ("generate hi -o found.json", "found.json"),
-        ("generate --prompts builtin --limit 3 -o found.jsonl", "found.jsonl"),
-        ("compare hi -s target -s draft --no-measure -o found.json", "found.json"),
-        ("generate hi --json -o found.csv", "found.csv"),
-        ("sweep sweep.yaml -o found", "found/results.csv"),
-        ("bench --context 16 --plot found.svg", "found.svg"),
+        ("generate hi -o found.json", "found.json", ""),
+        ("generate hi -o found.json", "found.json", "2>&1"),
+        ("generate --prompts builtin --limit 3 -o found.jsonl", "found.jsonl", "2>&1"),
+        ("compare hi -s target -s draft --no-measure -o found.json", "found.json", "2>&1"),
+        ("generate hi --json -o found.csv", "found.csv", ""),
+        ("sweep sweep.yaml -o found", "found/results.csv", "2>&1"),
+        ("bench --context 16 --plot found.svg", "found.svg", ""),
     ],
 )
 def test_files_are_written_though_the_reader_is_gone(

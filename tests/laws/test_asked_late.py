@@ -39,9 +39,9 @@ def speculating(spec: str) -> Speculating:
     return strategy
 
 
-def runs_of(spec: str | Strategy, pair: Pair | None = None, **options: Any) -> Iterator[Run]:
+def runs_of(spec: str | Strategy, pair: Pair | None = None, seeds: int = 12, **options: Any) -> Iterator[Run]:
     """Yield runs with rounds of every kind; the last round may have less room than the others."""
-    for seed in range(12):
+    for seed in range(seeds):
         ask = {"prompt_ids": [1, 2], "max_new_tokens": 23, "seed": seed, **WARPED, **options}
         yield generate(pair or tiny_pair(5, 2), strategy=spec, **ask)
 
@@ -85,9 +85,9 @@ def whole_blocks(run: Run) -> int:
 @pytest.mark.parametrize("rule", rules.names())
 def test_the_same_rounds(rule: str, verify: str, request: pytest.FixtureRequest) -> None:
     spec = f"speculative-cascade:rule={rule},k=3,verify={verify}"
-    late = list(runs_of(spec, without_caches(), top=2))
+    late = list(runs_of(spec, without_caches(), 6, top=2))
     request.getfixturevalue("asked_at_once")
-    first = list(runs_of(spec, without_caches(), top=2))
+    first = list(runs_of(spec, without_caches(), 6, top=2))
     assert all(same(ours, theirs) for ours, theirs in zip(late, first, strict=True))
     reads = rules.load(rule).reads_draft
     assert reads == any(token.q is not None for run in late for token in run.emitted if token.event == "bonus")
