@@ -159,6 +159,27 @@ def test_a_rule_is_compared_with_speculation_of_its_own_block_length() -> None:
     assert alone is not None and alone.lossless is None
 
 
+@pytest.mark.parametrize(
+    "drafting",
+    [
+        "draft=suffix,k=4",
+        "draft=prompt-lookup,k=4",
+        "k=4,verify=block",
+        "stop=svip,k=4",
+        "draft=suffix,max_ngram=2,k=4",
+    ],
+)
+def test_a_rule_is_compared_with_speculation_that_drafts_and_checks_as_it_does(drafting: str) -> None:
+    """Otherwise what its drafter gains or costs would be the rule's, and depend on the order of the strategies."""
+    own, rule = f"speculative:{drafting}", f"speculative-cascade:rule=head,{drafting}"
+    others = [PLAIN, "speculative:draft=suffix,k=4", "speculative:draft=suffix,k=2"]
+    for order in ([*others, own, rule], [rule, own, *others]):
+        costs = answer_costs(rule, {spec: ten([100] * 10, [50] * 10) for spec in dict.fromkeys(order)})
+        assert costs is not None and costs.lossless == own
+    costs = answer_costs(rule, {spec: ten([100] * 10, [50] * 10) for spec in ("speculative:k=2", rule)})
+    assert costs is not None and costs.lossless == "speculative:k=2"  # there is no other; the table names it
+
+
 # --- loops ---
 
 

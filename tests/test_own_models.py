@@ -248,6 +248,14 @@ def test_init_writes_a_file_that_works_from_anywhere(cli, models: Path, clean_en
     assert file.read_text() == text
 
 
+@pytest.mark.parametrize("name", ["tiny-random", "qwen2.5-coder"])
+def test_init_does_not_copy_the_pair_of_the_environment(cli, name: str, clean_env: pytest.MonkeyPatch) -> None:
+    """The bug: it lost the pair's defaults, and failed for a random one; init has no --config."""
+    clean_env.setenv("CASCLI_CONFIG", name)
+    found = cli("init", "mine.yaml", "--offline")
+    assert found.exit_code == 2 and "give --draft and --target" in found.stderr and not Path("mine.yaml").exists()
+
+
 def test_keys_without_values_and_keys_given_twice(cli, models: Path) -> None:
     file = written(models / "keys", draft="../small", target="../large")
     whole = file.read_text()

@@ -10,10 +10,10 @@ from xml.dom import minidom
 import pytest
 from rich.cells import cell_len
 
-from cascli import Pair, compare
+from cascli import Pair, compare, generate, load_pair
 from cascli.analysis.comparison import Comparison, Row, first_divergence
 from cascli.errors import UsageError
-from cascli.render.answers import AnswerCell, side_by_side
+from cascli.render.answers import AnswerCell, side_by_side, whole_characters
 from cascli.render.comparison import print_comparison, prompt_line
 from cascli.render.console import WIDEST, SafeConsole, Screen, screen
 from cascli.render.marks import short_name
@@ -150,6 +150,36 @@ def test_rejected_whitespace_is_still_marked(draft: str, token: str, told: str, 
     assert shown.plain == in_color
     struck = "".join(shown.plain[span.start : span.end] for span in shown.spans if "strike" in str(span.style))
     assert struck == told.split("~")[1]
+
+
+B = "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("texts", "whole", "shown"),
+    [
+        (["a", B, B, B, "b"], "a月b", ["a", "", "", "月", "b"]),
+        ([B, B, "\u200d", f" {B}", B, "x"], "🌕\u200d 👧x", ["", "🌕", "\u200d", "", " 👧", "x"]),
+        ([f"x{B}", B + "y", "y", "<end>"], "xéyy", ["", "xéy", "y", "<end>"]),  # markup is not part of the answer
+        (["<|im_start|>", B, B], "é", ["<|im_start|>", "", "é"]),
+        ([B, B], "éè", ["", "éè"]),
+        ([B, "a", B], f"{B}a{B}", [B, "a", B]),  # what the models wrote is no text
+        ([B, B, "a", B, B, "b"], "éa", ["", "é", "a", B, B, "b"]),  # cut before a stop string
+        (["ab", B, B, "c"], "abéc", ["ab", "", "é", "c"]),
+    ],
+)
+def test_characters_of_several_tokens_are_shown_whole(texts: list[str], whole: str, shown: list[str]) -> None:
+    rounds = answer(*texts).rounds
+    assert whole_characters(rounds, whole) == shown
+    assert AnswerCell("x", mixed=False, rounds=rounds, answer=whole).text(console(60)).plain == "".join(shown)
+
+
+def test_answers_of_bytes_are_shown_as_written() -> None:
+    """A tokenizer of bytes: every letter that is not ASCII takes several tokens."""
+    pair = load_pair("tiny-random")
+    for seed in range(6):
+        run = generate(pair, "héllo 🌕", strategy="speculative:k=3", temperature=1.0, seed=seed, max_new_tokens=40)
+        assert "".join(whole_characters(run.rounds, run.text)) == run.text or run.text.endswith(B)
 
 
 def test_whitespace_that_is_part_of_the_answer_is_marked_by_its_state_alone() -> None:

@@ -530,6 +530,67 @@ def test_greedy_answers_are_made_once_whatever_the_seeds(plan_file: Path, tmp_pa
     assert sorted(found) == [(0.0, 0)] * 2 + [(1.0, 0)] * 2 + [(1.0, 1)] * 2 + [(1.0, 7)] * 2
 
 
+def test_greedy_answers_of_several_seeds_are_compared(tmp_path: Path) -> None:
+    """The bug: `target` had seed 0, a strategy that was added with seed 1 had nothing to be compared with."""
+    fresh, resumed = tmp_path / "fresh", tmp_path / "resumed"
+    plan = {"pair": "tiny-random", "strategies": ["speculative:k=2"], "temperatures": [0], "limit": 3}
+    plan |= {"max_new_tokens": 12, "raw": True}
+    more = {"strategies": ["speculative:k=2", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"], "seeds": [1]}
+    sweep({**plan, "limit": 2}, output=resumed)
+    both = [sweep({**plan, **more}, output=folder, resume=True) for folder in (resumed, fresh)]
+    for ours, wanted in zip(*both, strict=True):
+        assert ours.prompts_compared == wanted.prompts_compared == 3
+        assert ours.prompts_same == wanted.prompts_same and ours.speed_vs_target
+        known, other = ours.costs, wanted.costs
+        assert known and other and (known.calls, known.calls_to_lossless) == (other.calls, other.calls_to_lossless)
+
+
+def by_prompt_file(folder: Path, count: int) -> dict:
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"id": f"q{i}", "prompt": f"number {i}"}) + "\n" for i in range(count)))
+    return {
+        "pair": "tiny-random",
+        "strategies": ["speculative:k=2"],
+        "task": {"kind": "jsonl", "path": str(prompts)},
+        "max_new_tokens": 12,
+        "raw": True,
+        "match": {"target_calls_per_token": [0.45, 0.5], "k": 2, "rules": ["mixture"]},
+        "temperatures": [1.0],
+        "limit": 4,
+    }
+
+
+def test_a_temperature_that_is_added_is_matched_too(tmp_path: Path) -> None:
+    """The bug: its rules were left out, without a word."""
+    plan, out = by_prompt_file(tmp_path, 8), tmp_path / "out"
+    first = {row.strategy for row in sweep(plan, output=out) if row.strategy.startswith("speculative-cascade")}
+    before = Records(out).header()
+    rows = sweep({**plan, "temperatures": [1.0, 0.7]}, output=out, resume=True)
+    after = Records(out).header()
+    assert after.budgets[: len(before.budgets)] == before.budgets and after.calibration == before.calibration
+    assert {each.temperature for each in after.budgets} == {1.0, 0.7}
+    added = {row.strategy for row in rows if row.temperature == 0.7 and row.strategy.startswith("speculative-cascade")}
+    fresh = sweep({**plan, "temperatures": [0.7]}, output=tmp_path / "fresh")
+    assert first and added == {row.strategy for row in fresh if row.strategy.startswith("speculative-cascade")} != set()
+
+
+def test_prompts_that_set_the_values_of_rules_do_not_measure_them(tmp_path: Path) -> None:
+    """The bug: with a higher limit, prompts that had calibrated were measured, too."""
+    plan, out = by_prompt_file(tmp_path, 8), tmp_path / "out"
+    sweep(plan, output=out)
+    tuned = Records(out).header().calibration
+    assert tuned == ["q4", "q5", "q6", "q7"]
+    with pytest.raises(UsageError, match=r"out: q4, q5: prompts that set the values of matched rules would measure"):
+        sweep({**plan, "limit": 6}, output=out, resume=True)
+    without = {key: value for key, value in plan.items() if key != "match"}
+    sweep({**without, "limit": 6}, output=out, resume=True)  # other strategies may answer them ..
+    assert Records(out).header().calibration == tuned
+    with pytest.raises(UsageError, match="q4, q5"):  # .. and then they calibrate no more
+        sweep(plan, output=out, resume=True)
+    rows = sweep({**plan, "limit": 6}, output=out, resume=True, anyway=True)
+    assert max(row.num_prompts for row in rows if "mixture" in row.strategy) == 6
+
+
 def test_answers_may_hold_any_character(tmp_path: Path) -> None:
     records = Records(tmp_path)
     wanted = [
@@ -722,7 +783,7 @@ def test_a_killed_sweep_loses_at_most_the_work_in_progress(
 ) -> None:
     plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 24"))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert process(plan_file, whole).wait(timeout=300) == 0
+    assert run(str(plan_file), "-o", str(whole)).exit_code == 0
     child = process(plan_file, broken)
     lines = broken / "records.jsonl"
     deadline = time.time() + 120

@@ -206,12 +206,22 @@ def _calls(each: Answered) -> int:
 
 
 def _lossless(spec: str, answers: Answers) -> str | None:
-    """Return the plain speculation to compare a strategy with: one with the same parameters, otherwise the first."""
+    """Return the plain speculation to compare a strategy with: one with the same parameters, otherwise the first.
+
+    The same means drafts of the same length from the same drafter, ended by the same stop and checked the same way.
+    """
     plain = [each for each in answers if each.partition(":")[0] == "speculative" and answers[each]]
     if spec in plain:
         return None
-    shared = set(spec.partition(":")[2].split(","))
-    return next((each for each in plain if set(each.partition(":")[2].split(",")) <= shared), next(iter(plain), None))
+    own = _params(spec)
+    fitting = [each for each in plain if _params(each) <= own]
+    return max(fitting, key=lambda each: len(_params(each)), default=next(iter(plain), None))
+
+
+def _params(spec: str) -> set[tuple[str, str]]:
+    """Return the parameters of a strategy, with those of drafting that a spec leaves out at their defaults."""
+    given = (each.partition("=")[::2] for each in spec.partition(":")[2].split(",") if each)
+    return set({"draft": "model", "stop": "never", "verify": "token", **dict(given)}.items())
 
 
 def _withheld(compared: Answers) -> str | None:

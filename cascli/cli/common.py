@@ -206,10 +206,14 @@ def _one_thread_for_tiny_models(pair: Pair) -> None:
         torch.set_num_threads(1)
 
 
-def requested_pair(flags: Flags) -> PairConfig | None:
+def requested_pair(flags: Flags, *, models_only: bool = False) -> PairConfig | None:
     """The pair named by flags, else by `CASCLI_CONFIG`, `CASCLI_DRAFT` and `CASCLI_TARGET`; None if there is none.
 
     The two are never mixed: a draft model from the environment does not apply to a pair from the command line.
+
+    Args:
+        flags: those of the command.
+        models_only: for a command without `--config`, to which its variable does not apply either.
 
     Raises:
         UsageError: a pair or a model that does not exist, or a draft model alone.
@@ -220,6 +224,8 @@ def requested_pair(flags: Flags) -> PairConfig | None:
     named, spell, where = {key: getattr(flags, key) for key in PAIR}, flag_name, ""
     if all(value is None for value in named.values()):  # an empty string counts as given, and is an error
         named, spell = {key: os.environ.get(variable(key)) or None for key in PAIR}, variable
+        if models_only:
+            named["config"] = None
         where = in_environment("config")
     with located(where):
         pair = None if named["config"] is None else load_config(named["config"])

@@ -36,7 +36,7 @@ def command(
     from cascli.config import load_config
 
     _check(file, force)
-    config = common.requested_pair(flags)
+    config = common.requested_pair(flags, models_only=True)
     if config is None:
         raise UsageError(
             "init writes a file for your own models: give --draft and --target (or --target alone).\n"

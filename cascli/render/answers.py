@@ -5,13 +5,16 @@ The same cells are shown while answers are written, cut to the last lines that f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cascli.decoding.detokenizer import BROKEN
 from cascli.errors import plain
 from cascli.render.console import WIDEST, unicode_ok
 from cascli.render.marks import LOOKS, is_deferred, is_mixed, legend, replaced, simple, visible
@@ -38,12 +41,14 @@ class AnswerCell:
     """Text after the answer."""
     diverges: int | None = None
     """Index of the first token that differs from the target's; None if none does or it is unknown."""
+    answer: str | None = None
+    """The answer's text; None while it is being written."""
 
     @classmethod
     def of(cls, run: Run, name: str, note: str = "", diverges: int | None = None) -> AnswerCell:
         """A finished answer."""
         ends = "" if run.finish_reason == "eos" else f"({run.finish_reason})"
-        return cls(name, is_mixed(run.strategy), list(run.rounds), note, ends, diverges)
+        return cls(name, is_mixed(run.strategy), list(run.rounds), note, ends, diverges, run.text)
 
     def text(self, console: Console, most: int | None = None) -> Text:
         """The answer: plain up to the first token that differs from the target's, and bold from there.
@@ -54,7 +59,7 @@ class AnswerCell:
                 a time, so that lines do not wrap differently after every round.
         """
         skipped = 0 if most is None else max(len(self.rounds) - most, 0) // BLOCK * BLOCK
-        painter = _Painter(console, self)
+        painter = _Painter(console, self, sum(len(each.emitted) for each in self.rounds[:skipped]))
         for round_ in self.rounds[skipped:]:
             painter.round(round_)
         if self.end:
@@ -62,18 +67,45 @@ class AnswerCell:
         return painter.result
 
 
+def whole_characters(rounds: Iterable[Round], answer: str) -> list[str]:
+    """Texts of an answer's tokens; a character of several tokens is shown at the last of them.
+
+    Each of these tokens alone spells replacement characters, and keeps them from where tokens and answer do not match.
+    """
+    texts = [token.text for round_ in rounds for token in round_.emitted]
+    found, at = list(texts), 0
+    for broken, group in groupby(range(len(texts)), lambda i: BROKEN in texts[i]):
+        places = list(group)
+        if not broken:
+            for i in places:  # markup is not part of the answer
+                at += len(texts[i]) if answer.startswith(texts[i], at) else 0
+            continue
+        known = re.split(f"{BROKEN}+", "".join(texts[i] for i in places))
+        after = texts[places[-1] + 1 : places[-1] + 2]
+        ends = [re.escape(each) for each in after if each in answer[at:]]
+        whole = re.compile(f"{'.+?'.join(map(re.escape, known))}(?={ends[0] if ends else '$'})", re.DOTALL)
+        spelled = whole.match(answer, at)
+        if spelled is None:
+            break
+        found[places[0] : places[-1] + 1] = [""] * (len(places) - 1) + [spelled[0]]
+        at = spelled.end()
+    return found
+
+
 class _Painter:
-    def __init__(self, console: Console, cell: AnswerCell) -> None:
+    def __init__(self, console: Console, cell: AnswerCell, place: int) -> None:
         self.result = Text()
         self._colored, self._fancy, self._cell = console.color_system is not None, unicode_ok(console), cell
-        self._place, self._divergence_marked = 0, False
+        self._place, self._divergence_marked = place, False
+        self._texts = None if cell.answer is None else whole_characters(cell.rounds, cell.answer)
 
     def round(self, round_: Round) -> None:
         for i, token in enumerate(round_.emitted):
             rejected = replaced(round_, i)
             if rejected is not None:
                 self._put(rejected.text, "rejected", "")
-            self._put(token.text, token.event, " underline" if is_deferred(round_, i) else "")
+            text = token.text if self._texts is None else self._texts[self._place]
+            self._put(text, token.event, " underline" if is_deferred(round_, i) else "")
             self._place += 1
 
     def _put(self, text: str, event: str, more: str) -> None:

@@ -32,7 +32,7 @@ def _sample(sample: Sample, header: Header) -> str:
     prompt_text = header.prompts.get(sample.problem)
     prompt = "" if prompt_text is None else f'\n<pre class="prompt" tabindex="0">{_shown(prompt_text)}</pre>'
     words = [sample.problem, temperature_of(sample.temperature)]
-    if len(header.plan.seeds) > 1:
+    if len(header.plan.seeds) > 1 and sample.temperature:
         words.append(f"seed {sample.seed}")
     several = "s" if sample.left_out > 1 else ""
     left = f'\n<p class="muted">{sample.left_out} more text{several} not shown.</p>' if sample.left_out else ""

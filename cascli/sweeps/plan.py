@@ -299,6 +299,14 @@ class Cell(_Strict):
         seed = f" seed={self.seed}" if self.temperature else ""
         return f"{self.strategy} T={self.temperature}{seed} #{self.repeat}"
 
+    @property
+    def draw(self) -> tuple[int, int]:
+        """Seed and repeat, by which answers of different strategies are paired; as in `key`, no seed at temperature 0.
+
+        A folder may hold answers of several seeds there, as a resumed sweep keeps those that it finds.
+        """
+        return (self.seed if self.temperature else 0), self.repeat
+
 
 def with_strategies(plan: SweepPlan, specs: Mapping[str, list[float]]) -> SweepPlan:
     """Return the plan with more strategies, each at some temperatures, instead of its `match`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -163,9 +163,11 @@ class RayExecutor:
         """Estimate every threshold rule at every alpha, on one worker and from its own runs."""
         return self._from_one_worker(self._workers[0].rule_estimates.remote(k))
 
-    def matched(self, budgets: Match, on_progress: OnProgress | None = None) -> list[Matched]:
+    def matched(
+        self, budgets: Match, temperatures: Sequence[float], on_progress: OnProgress | None = None
+    ) -> list[Matched]:
         """Find the settings that meet the budgets, on one worker and from its own runs."""
-        return self._from_one_worker(self._workers[0].matched.remote(budgets))
+        return self._from_one_worker(self._workers[0].matched.remote(budgets, temperatures))
 
     def _from_one_worker(self, call: Any) -> list[Any]:
         try:
@@ -268,8 +270,8 @@ class _Actor:
     def rule_estimates(self, k: int) -> list[RuleEstimate]:
         return self._worker.rule_estimates(k)
 
-    def matched(self, budgets: Match) -> list[Matched]:
-        return self._worker.matched(budgets)
+    def matched(self, budgets: Match, temperatures: Sequence[float]) -> list[Matched]:
+        return self._worker.matched(budgets, temperatures)
 
     def do(self, units: list[Unit]) -> list[Record]:
         try:

@@ -157,8 +157,8 @@ class Header(BaseModel):
     budgets: list[Matched] = []
     """How near each rule came to each budget at each temperature, including rules that met none."""
     calibration: list[str] = []
-    """Ids of the prompts on which the settings for the budgets were found, which are not among the measured ones; empty
-    in older folders."""
+    """Ids of the prompts on which the settings for the budgets were found, in any call. They are not among the measured
+    ones, unless the sweep was resumed with them anyway; empty in older folders."""
     asked: dict[str, str] = {}
     """Hashes of what was asked: of every problem by its id, and of the pair."""
     prompts: dict[str, str] = {}
@@ -214,6 +214,27 @@ class Header(BaseModel):
         if self.budgets:
             return strategies_of(self.budgets)
         return {spec: list(self.plan.temperatures) for spec in self.matched}
+
+    def temperatures_to_match(self, previous: Header | None) -> list[float]:
+        """The plan's temperatures whose settings were not found by the call before, for the same budgets."""
+        match = self.plan.match
+        if match is None:
+            return []
+        if previous is None or previous.plan.match != match:
+            return list(self.plan.temperatures)
+        if previous.matched and not previous.budgets:  # an older folder: its settings are for all temperatures
+            return []
+        known = {each.temperature for each in previous.budgets}
+        return [each for each in self.plan.temperatures if each not in known]
+
+    def tuned_and_measured(self, previous: Header) -> list[str]:
+        """The prompts that would both set the values of matched rules and measure them, if a folder is resumed."""
+        if self.plan.match is None:
+            return []
+        tuned = [each for each in previous.calibration if each in self.prompts]
+        if self.temperatures_to_match(previous):
+            tuned += [each for each in self.calibration if each in previous.prompts]
+        return list(dict.fromkeys(tuned))
 
     @property
     def planned(self) -> int | None:
@@ -340,6 +361,12 @@ class Records:
         changed = [name for name, value in header.asked.items() if saved.asked.get(name, value) != value]
         if changed:
             raise UsageError(f"{self.folder}: was made with another {changed[0]}; choose another -o, or use --anyway")
+        if both := header.tuned_and_measured(saved):
+            some = ", ".join(both[:3]) + (", .." if len(both) > 3 else "")
+            raise UsageError(
+                f"{self.folder}: {some}: prompts that set the values of matched rules would measure them too;"
+                " keep --limit, choose another -o, or use --anyway"
+            )
         if saved.version != header.version:
             raise UsageError(
                 f"{self.folder}: was made by cascli {saved.version}, this is {header.version}; use --anyway to continue"

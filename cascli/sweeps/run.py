@@ -45,8 +45,10 @@ class Executor(Protocol):
     def rule_estimates(self, k: int, on_progress: OnProgress | None = None) -> list[RuleEstimate]:
         """Estimate every rule at every alpha and temperature, along one speculative run per prompt."""
 
-    def matched(self, budgets: Match, on_progress: OnProgress | None = None) -> list[Matched]:
-        """Find the nearest setting for each temperature, rule and budget."""
+    def matched(
+        self, budgets: Match, temperatures: Sequence[float], on_progress: OnProgress | None = None
+    ) -> list[Matched]:
+        """Find the nearest setting for each of these temperatures, rule and budget."""
 
     def run(self, units: Iterable[Unit]) -> Iterator[Record]:
         """Yield one record per unit, as soon as it is available."""
@@ -222,7 +224,8 @@ def completed_header(
         executor: holds the pair.
         plan: the plan as it was read.
         header: the result of `header_of`.
-        previous: the header of the results being resumed; its settings are kept if the budgets are the same.
+        previous: the header of the results being resumed; its settings are kept if the budgets are the same, and those
+            of temperatures that it lacks are added.
         on_progress: called with the progress of the recording.
     """
     about = executor.about()
@@ -231,14 +234,17 @@ def completed_header(
         kept["asked"] = previous.asked | header.asked  # including prompts that are not asked this time
         kept["date"] = previous.date or header.date
         kept["calls"] = previous.calls or [Call.of(previous, previous.date)]
+        # They have set what some of the answers were made with, whatever this call does.
+        kept["calibration"] = list(dict.fromkeys([*previous.calibration, *header.calibration]))
         header = header.model_copy(update=kept)
     if plan.match:
-        if previous and (previous.matched or previous.budgets) and previous.plan.match == plan.match:
-            kept = {name: getattr(previous, name) for name in ("matched", "budgets", "calibration")}
-            header = header.model_copy(update=kept)
-        else:
-            budgets = executor.matched(plan.match, on_progress)
-            header = header.model_copy(update={"matched": list(strategies_of(budgets)), "budgets": budgets})
+        same = previous is not None and previous.plan.match == plan.match
+        matched, budgets = (previous.matched, previous.budgets) if previous and same else ([], [])
+        missing = header.temperatures_to_match(previous)
+        if missing:
+            budgets = [*budgets, *executor.matched(plan.match, missing, on_progress)]
+        matched = list(strategies_of(budgets)) if budgets else matched  # an older folder has no budgets
+        header = header.model_copy(update={"matched": matched, "budgets": budgets})
     return header.model_copy(update={"environment": header.environment | about})
 
 

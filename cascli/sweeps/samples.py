@@ -41,12 +41,12 @@ def samples(records: Iterable[Record]) -> list[Sample]:
     Prompts whose answers' scores differ most come first; then low temperatures, since at high ones even two samples
     from the same law differ; then short answers.
     """
-    groups: dict[tuple[str, float, int, int], list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, float, tuple[int, int]], list[Record]] = defaultdict(list)
     for record in records:
         if record.error is None:
-            groups[record.problem, record.cell.temperature, record.cell.seed, record.cell.repeat].append(record)
+            groups[record.problem, record.cell.temperature, record.cell.draw].append(record)
     best: dict[str, tuple[tuple[float, float, int], Sample]] = {}
-    for (problem, temperature, seed, _), group in groups.items():
+    for (problem, temperature, (seed, _)), group in groups.items():
         answers = _answers(group)
         if len(answers) < 2:
             continue

@@ -304,7 +304,7 @@ def _answered(records: Iterable[Record]) -> list[Answered]:
     return [
         Answered(
             prompt=record.problem,
-            seed=(record.cell.seed, record.cell.repeat),
+            seed=record.cell.draw,
             tokens=len(record.token_ids),
             target_calls=record.target_calls,
             rounds=record.rounds_known or 0,
@@ -388,12 +388,9 @@ Pairs = list[tuple[Record, Record]]
 
 def _pairs(records: Sequence[Record], target: Sequence[Record]) -> Pairs:
     """Pair the records with the target's for the same prompt, seed and repeat."""
-    theirs = {_pairing_key(record): record for record in target}
-    return [(record, theirs[_pairing_key(record)]) for record in records if _pairing_key(record) in theirs]
-
-
-def _pairing_key(record: Record) -> tuple[str, int, int]:
-    return record.problem, record.cell.seed, record.cell.repeat
+    theirs = {(record.problem, record.cell.draw): record for record in target}
+    keys = [(record.problem, record.cell.draw) for record in records]
+    return [(record, theirs[key]) for record, key in zip(records, keys, strict=True) if key in theirs]
 
 
 def _speed_vs_target(both: Pairs) -> dict[str, object]:

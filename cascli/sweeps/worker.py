@@ -71,11 +71,13 @@ class Worker:
             for each in rule_estimates(record(self._pair, prompts, self._settings(t), k, on_progress=on_progress), k, t)
         ]
 
-    def matched(self, budgets: Match, on_progress: OnProgress | None = None) -> list[Matched]:
-        """Find the nearest setting for each temperature, rule and budget, on prompts other than the problems."""
+    def matched(
+        self, budgets: Match, temperatures: Sequence[float], on_progress: OnProgress | None = None
+    ) -> list[Matched]:
+        """Find the nearest setting for each of these temperatures, rule and budget, on prompts not measured."""
         list(with_dial(budgets.rules))  # raise before hours are spent
         matches = []
-        for t in self._plan.temperatures:
+        for t in temperatures:
             settings = self._settings(t)
             prompts = fitting(self._pair, [*map(self._fitted, self._task.calibration)], settings)
             recorded = record(self._pair, prompts, settings, budgets.k, on_progress=on_progress)
