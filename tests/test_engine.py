@@ -85,6 +85,23 @@ def test_a_deferred_cascade_pays_for_both_answers(text_pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
+    ("temperature", "threshold", "known"),
+    [(0.0, "-0.01", True), (1.0, "-0.01", False), (1.0, "0.1", True), (0.3, "-0.01", False)],
+)
+def test_a_deferral_that_depends_on_a_random_draft_is_not_known_to_be_lossless(
+    text_pair: Pair, temperature: float, threshold: str, known: bool
+) -> None:
+    """Over runs, the prompt's law is a mixture of both models' (`test_sequence_cascade`), whatever happens in one."""
+    spec = f"cascade:threshold={threshold}"
+    run = generate(text_pair, "hello", strategy=spec, max_new_tokens=6, temperature=temperature, seed=1)
+    assert run.handover is not None and run.handover.deferred and run.metrics.deferral_rate == 1
+    wanted = (0.0, 0.0, True) if known else (None, None, None)
+    assert (run.metrics.mean_tv_to_target, run.metrics.max_tv_to_target, run.metrics.lossless) == wanted
+    assert {token.kl for token in run.emitted} == {0.0 if known else None}
+    assert all(token.p is not None and token.q is None for token in run.emitted)
+
+
+@pytest.mark.parametrize(
     "strategy", ["target", "speculative:k=4", "speculative-cascade:rule=diff,alpha=1,k=4", "draft"]
 )
 def test_end_of_text_ends_inside_a_block(strategy: str) -> None:

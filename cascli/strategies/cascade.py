@@ -47,6 +47,8 @@ SCORES: dict[str, Callable[[Confidence, float], float]] = {
     "quantile-logprob": lambda c, level: percentile(c.logprobs, level),
     "min-margin": lambda c, _: min(c.margins),
 }
+_HIGHEST: dict[str, float] = {"mean-logprob": 0.0, "sum-logprob": 0.0, "quantile-logprob": 0.0, "min-margin": 1.0}
+"""Scores that no answer exceeds."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Cascade(Strategy):
     summary: ClassVar[str] = "the draft model answers; if its confidence is low the target answers from scratch"
     formula: ClassVar[str] = "keep the answer iff score(answer) >= threshold"
     source: ClassVar[str] = "Gupta et al. 2024 (Chow-Average, Chow-Sum, Chow-Quantile)"
-    lossless_when: ClassVar[str] = "when the prompt is deferred to the target"
+    lossless_when: ClassVar[str] = "at temperature 0, when the prompt is deferred to the target"
 
     score: Score = "mean-logprob"
     threshold: Annotated[float, Field(allow_inf_nan=False)] = -0.5
@@ -97,7 +99,11 @@ class Cascade(Strategy):
         yield handover
         if handover.deferred:
             s.restart()
-            yield from write(s, s.target, "target")
+            yield from write(s, s.target, "target", conditional=not self._always_alike(s))
+
+    def _always_alike(self, s: Session) -> bool:
+        """Whether every run of the prompt is deferred if one is: the draft model's answer, or its score, is certain."""
+        return s.sampling.temperature == 0 or self.threshold > _HIGHEST[self.score]
 
     def _decide(self, s: Session, ids: list[int], confidence: Confidence) -> Handover:
         value = score(self.score, confidence, self.level)
