@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cascli import Run, load_pair
-from cascli.errors import ConfigError, RunError, UsageError
+from cascli.errors import ConfigError, PairWarning, RunError, UsageError
 from cascli.models.tokenizer import byte_tokenizer
 from tests.commands import invoke
 from tests.pairs import model, pair
@@ -109,3 +109,27 @@ def test_weights_of_another_shape_than_the_config_are_refused(
     said = f"'{tensor}' has shape {shapes[0]}, but the folder's config.json requires {shapes[1]}"
     with pytest.raises(RunError, match=said):
         load_pair({"target": {"source": {"path": str(tmp_path)}}}, dtype=dtype)
+
+
+def test_a_random_model_that_cannot_fit_is_refused_before_it_is_made() -> None:
+    """The bug: sizes left out are those of 7B models, and the system ended the process without a word."""
+    config = pair(8)
+    for role in ("draft", "target"):
+        config[role]["source"]["random"] = {"model_type": "llama", "vocab_size": 8, "hidden_size": 2**17}
+    with pytest.raises(RunError, match=r"its weights take \S+ GB in float32, but \S+ GB of memory are available; give"):
+        load_pair(config)
+
+
+def test_a_model_on_disk_that_hardly_fits_is_loaded_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights may be read from the file again, so that it can run, slowly."""
+    saved = load_pair(pair(300))
+    for role, loaded in saved.models.items():
+        loaded.model.save_pretrained(tmp_path / role)
+        saved.tokenizer.save_pretrained(tmp_path / role)
+    monkeypatch.setattr("cascli.models.memory.available", lambda _: 1000)
+    monkeypatch.setattr("cascli.models.memory._MACHINE", tmp_path / "none")
+    folders = {role: {"source": {"path": str(tmp_path / role)}} for role in saved.models}
+    with pytest.warns(PairWarning, match="the system may end this command"):
+        load_pair({"name": "folders", **folders})

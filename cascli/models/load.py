@@ -37,6 +37,7 @@ from cascli.models.eagle3.head import Network
 from cascli.models.eagle3.loading import TAPPED_IS_EAGER, load_head, precision_of, work_of
 from cascli.models.eagle3.runners import TappedRunner
 from cascli.models.gpu.self_test import check_kernels
+from cascli.models.memory import check_weights
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
 from cascli.models.size import is_large, weights_of
@@ -237,6 +238,7 @@ def _load_model(part: _Part, stages: Stages) -> PreTrainedModel:
     source = part.model.source
     try:
         if part.device.type == "cpu":
+            _check_memory(part)
             module = _on_cpu(part, stages)
         else:
             module = _module(part, DTYPES[part.dtype])
@@ -284,6 +286,13 @@ def _on_cpu(part: _Part, stages: Stages) -> PreTrainedModel:
         part.store.save(module)
     choose_rows(module)
     return module
+
+
+def _check_memory(part: _Part) -> None:
+    """Reject or warn of weights that do not fit; random ones are drawn in the precision that the model works in."""
+    source, drawn = part.model.source, isinstance(part.model.source, RandomSource)
+    dtype = str(working_dtype(part.dtype)).removeprefix("torch.") if drawn else part.dtype
+    check_weights(source, weights_of(part.config) * BYTES[dtype], dtype, drawn=drawn)
 
 
 def _module(part: _Part, dtype: torch.dtype) -> PreTrainedModel:
