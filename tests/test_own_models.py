@@ -19,6 +19,7 @@ from cascli.analysis.comparison import Comparison
 from cascli.config import HubSource, PathSource, load_config, pair_of_models, source_of
 from cascli.errors import ConfigError, UsageError
 from cascli.jobs import step_times
+from cascli.strategies import Strategy, parse
 from cascli.sweeps.records import Records
 from tests.commands import invoke
 from tests.pairs import ARCHITECTURES, pair
@@ -252,8 +253,8 @@ def test_init_writes_a_file_that_works_from_anywhere(cli, models: Path, clean_en
 def test_init_does_not_copy_the_pair_of_the_environment(cli, name: str, clean_env: pytest.MonkeyPatch) -> None:
     """The bug: it lost the pair's defaults, and failed for a random one; init has no --config."""
     clean_env.setenv("CASCLI_CONFIG", name)
-    found = cli("init", "mine.yaml", "--offline")
-    assert found.exit_code == 2 and "give --draft and --target" in found.stderr and not Path("mine.yaml").exists()
+    found = cli("init", "copied.yaml", "--offline")
+    assert found.exit_code == 2 and "give --draft and --target" in found.stderr and not Path("copied.yaml").exists()
 
 
 def test_keys_without_values_and_keys_given_twice(cli, models: Path) -> None:
@@ -407,6 +408,13 @@ def test_python(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["draft", parse("draft")])
+def test_python_compares_a_single_strategy(strategy: str | Strategy) -> None:
+    """A string was read letter by letter."""
+    found = compare(load_pair("tiny-random"), "hi", strategy, max_new_tokens=2)
+    assert [run.strategy for run in found.runs] == ["draft"]
+
+
 def test_a_notebook_compares_two_folders(models: Path) -> None:
     """The notebook runs in a separate kernel, as in Jupyter."""
     cells = [

@@ -152,6 +152,24 @@ def test_a_sweep_over_a_dataset_with_likelihoods(folder: Path) -> None:
     assert "log_likelihood" in (folder / "out" / "results.csv").read_text()
 
 
+def test_the_hubs_warnings_of_retries_are_not_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command without network showed five of them, with the hub's address, before its own error."""
+    datasets = pytest.importorskip("datasets")
+    from huggingface_hub.utils import logging
+
+    seen = []
+
+    def unreachable(*_: object, **__: object) -> None:
+        seen.append(logging.get_verbosity())
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    before = logging.get_verbosity()
+    with pytest.raises(RunError, match="dataset 'nobody/none': Couldn't reach it"):
+        task_of(plan(path="nobody/none"), folder)
+    assert seen == [logging.ERROR] and logging.get_verbosity() == before
+
+
 @pytest.mark.parametrize(("before", "offline"), [(False, False), (False, True), (True, False), (True, True)])
 def test_downloads_are_forbidden_only_while_datasets_are_read(
     before: bool, offline: bool, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,6 +105,7 @@ def command(
 ) -> None:
     """Sweep strategies, parameters and prompts: quality against cost, as a table, plots and a report."""
     from cascli.analysis.requirements import Requirement
+    from cascli.cli.progress import Progress
     from cascli.strategies import parse
     from cascli.sweeps.plan import load_plan, pair_of, plan_file
     from cascli.sweeps.records import Records
@@ -123,7 +125,8 @@ def command(
     k = flags.given.num_speculative_tokens
     if k is not None and plan.match is None and all(block_length(parse(spec).params) != k for spec in plan.specs()):
         inputs.screen.note(f"-k {k} has no effect: every strategy of this sweep that drafts sets its own k.")
-    task = task_of(plan, path.parent, offline=inputs.settings.offline, where=str(path))
+    with Progress(inputs.screen, "fetching prompts") if plan.task.kind == "dataset" else nullcontext():
+        task = task_of(plan, path.parent, offline=inputs.settings.offline, where=str(path))
     folder = _folder(flags.given.output or plan.output)
     if executor is ExecutorKind.LOCAL and (ray_address or workers):
         raise UsageError("--ray-address and --workers need --executor ray.")

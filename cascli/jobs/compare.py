@@ -63,7 +63,7 @@ OnEvent = Callable[[int, Event], None]
 def compare(
     pair: Pair,
     prompts: Prompts | None = None,
-    strategies: Sequence[str | Strategy] | None = None,
+    strategies: str | Strategy | Sequence[str | Strategy] | None = None,
     *,
     prompt_ids: IdPrompts | None = None,
     max_new_tokens: int | None = None,
@@ -145,6 +145,8 @@ def compare(
         settings = with_whole_answers(settings)
     if strategies is None:
         strategies = settings.strategy or (default_strategies(pair) if request is None else DEFAULT_BASELINES)
+    elif isinstance(strategies, str | Strategy):
+        strategies = [strategies]
     columns = [chosen(strategy, settings) for strategy in strategies]
     check_columns([strategy.spec for strategy in columns])
     bars = notebook.bars()

@@ -82,14 +82,17 @@ def _need(why: Explanation) -> str:
 
 
 def _best(why: Explanation) -> str:
-    if why.best_k is None:
+    if why.best_k is None or why.best_speed_up is None:
         return "no k is predicted to gain" if why.measured_speed_up > 1 else "no k gains"
     more = " or more" if why.best_k_or_more else ""
     expected = why.expected_at_best
     if expected is None:
         return f"best k {why.best_k}{more}"
     if expected < 1:
-        return f"no k is expected to gain (best k {why.best_k}{more}: {expected:.2f}x)"
+        best = f"(best k {why.best_k}{more}: {expected:.2f}x)"
+        if why.measured_speed_up < 1 < why.predicted:  # a k that is predicted to gain was named just before
+            return f"but at {expected / why.best_speed_up:.0%} of what is predicted, as here, no k gains {best}"
+        return f"no k is expected to gain {best}"
     # Position by position, acceptance is known up to the length that ran: heads, for example, lose it further on.
     assumed = " if later drafts pass as often" if why.best_k > why.k else ""
     return f"best k {why.best_k}{more} ({expected:.2f}x{assumed})"

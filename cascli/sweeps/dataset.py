@@ -38,6 +38,19 @@ def dataset_prompts(task: TaskConfig, here: Path, limit: int | None, *, offline:
 
 
 @contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep the hub's warnings of every retry off the terminal; the error that they end with is reported."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
 def downloads_forbidden(offline: bool) -> Iterator[None]:
     """Let Hugging Face datasets use only what was downloaded before, if `offline`.
 
@@ -60,7 +73,7 @@ def _rows(task: TaskConfig, here: Path, offline: bool) -> Any:
         raise UsageError("a task of kind dataset needs Hugging Face datasets: pip install 'cascli[datasets]'") from None
     datasets.disable_progress_bars()
     try:
-        with downloads_forbidden(offline):
+        with downloads_forbidden(offline), _without_warnings():
             return _loaded(datasets, task, here / Path(str(task.path)).expanduser())
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise RunError(f"dataset '{task.path}': {first_line(error)}") from None
