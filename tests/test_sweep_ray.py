@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cascli.cli.app import app
 from cascli.config import load_config
 from cascli.errors import RunError, UsageError
-from cascli.sweeps.plan import load_plan
+from cascli.sweeps.plan import Match, load_plan
 from cascli.sweeps.ray_executor import RayExecutor
 from cascli.sweeps.records import Record, Records
 from cascli.sweeps.tasks import task_of
@@ -145,6 +145,9 @@ def test_a_lost_worker_is_replaced(plan_file: Path, address: str) -> None:
     with RayExecutor(load_config(plan.pair), plan, exam, address=address) as cluster:
         cluster.about()
         assert cluster.unable() == {}
+        budgets = Match(target_calls_per_token=[0.8], rules=["opt"], k=2)
+        matched = cluster.matched(budgets, [1.0])
+        assert [(each.rule, each.temperature) for each in matched] == [("opt", 1.0)]
         first = set(cluster._workers)
         found = []
         for record in cluster.run(work):
