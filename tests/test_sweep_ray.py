@@ -139,13 +139,12 @@ def test_placement_changes_no_answers_and_resume_continues(plan_file: Path, tmp_
 def test_a_lost_worker_is_replaced(plan_file: Path, address: str) -> None:
     import ray
 
-    plan = load_plan(plan_file)
-    exam = task_of(plan, plan_file.parent)
+    plan, budgets = load_plan(plan_file), Match(target_calls_per_token=[0.8], rules=["opt"], k=2)
+    exam = task_of(plan.model_copy(update={"match": budgets}), plan_file.parent)
     work = list(units(plan, exam))
     with RayExecutor(load_config(plan.pair), plan, exam, address=address) as cluster:
         cluster.about()
         assert cluster.unable() == {}
-        budgets = Match(target_calls_per_token=[0.8], rules=["opt"], k=2)
         matched = cluster.matched(budgets, [1.0])
         assert [(each.rule, each.temperature) for each in matched] == [("opt", 1.0)]
         first = set(cluster._workers)
