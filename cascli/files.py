@@ -8,6 +8,7 @@ import reprlib
 import secrets
 import stat
 import sys
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,14 @@ _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
 """How gzip, zip, zstd, xz and bzip2 files begin."""
 
 
-def text_of(path: Path, max_bytes: int, *, encoding: str = "utf-8") -> str:
+def text_of(path: Path, max_bytes: int, *, encoding: str = "utf-8", cut: bool = False) -> str:
     """The text of a file of at most `max_bytes` bytes.
+
+    Args:
+        path: the file.
+        max_bytes: its greatest size.
+        encoding: of the text.
+        cut: leave out a part of a character at the end, where writing may have stopped.
 
     Raises:
         UsageError: it is missing, not a regular file (a device, or a pipe that may have no writer), too large, or not
@@ -43,7 +50,7 @@ def text_of(path: Path, max_bytes: int, *, encoding: str = "utf-8") -> str:
             data = bounded(file, str(path), max_bytes)
         if data.startswith(_PACKED):
             raise UsageError(f"{path}: cannot be read: it is compressed; unpack it first")
-        return data.decode(encoding)
+        return getincrementaldecoder(encoding)().decode(data, final=not cut)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # not text, or a name with a NUL

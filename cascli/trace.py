@@ -554,7 +554,7 @@ class Run(Document):
 
 
 class Runs(Document):
-    """Several runs, as `generate` writes them for several prompts."""
+    """Runs as `generate` writes them for a file of prompts, even if it has only one."""
 
     kind: ClassVar[str] = "list of runs"
 

@@ -33,7 +33,7 @@ from cascli.trace import Run, Runs
 PAGE = Path(__file__).parent.parent / "docs" / "files.md"
 DOCUMENTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`generate --json`, and a line of its jsonl", Run),
-    ("`generate --json` of several prompts", Runs),
+    ("`generate --prompts --json`", Runs),
     ("`compare --json`", Comparison),
     ("`advise --json`", Advice),
     ("`bench --json`", Bench),

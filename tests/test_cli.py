@@ -18,9 +18,10 @@ from cascli.cli.common import Plan
 from cascli.cli.compare import _check, _note_cuts, _run
 from cascli.cli.errors import Terminated
 from cascli.config import pair_files
-from cascli.errors import CheckFailed, UsageError
+from cascli.errors import CheckFailed, RunError, UsageError
 from cascli.jobs import batch as batch_jobs
 from cascli.jobs import generate as generate_jobs
+from cascli.render.stream import AnswerStream
 from cascli.trace import ModelInfo, Run, Runs
 from tests.commands import invoke, program
 from tests.test_screen import printed, screen
@@ -86,6 +87,20 @@ def test_many_prompts(cli, tmp_path: Path) -> None:
     assert found["runs"][2]["prompt_tokens"] > found["runs"][1]["prompt_tokens"]
     both = cli("generate", "x", "--prompts", str(file), *TINY)
     assert both.exit_code == 2
+
+
+@pytest.mark.parametrize("more", [(), ("--batch-size", "2")])
+def test_a_file_of_prompts_gets_a_list_of_runs_even_if_it_has_one(
+    cli, tmp_path: Path, clean_env: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.json"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    asked = ("generate", "--limit", "1", *TINY, "--json", *more)
+    printed = cli(*asked, "--prompts", str(file), "-o", str(out)).stdout
+    assert [run.prompt for run in Runs.from_json(printed).runs] == ["a"] and printed == out.read_text()
+    clean_env.setenv("CASCLI_PROMPTS", str(file))
+    assert len(Runs.from_json(cli(*asked).stdout).runs) == 1
+    assert Run.from_json(cli("generate", "x", *TINY, "--json").stdout).prompt == "x"  # the file is not asked
 
 
 def test_builtin_prompts(cli) -> None:
@@ -360,29 +375,122 @@ def test_an_interruption_keeps_the_finished_answers(
     """With several prompts: on stdout, as the single document that is promised, and in the file."""
     asked, places = tmp_path / "asked.jsonl", []
     asked.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in ("one", "two", "three")))
-    real = {"generate": generate_jobs.converse, "batch": batch_jobs.converse_many}
+    one, many = generate_jobs.Answering, batch_jobs.converse_many
 
-    def converse(*what, **how):
+    def answering(*what, **how):
         places.append(1)
         if len(places) == 3:
             raise KeyboardInterrupt
-        return real["generate"](*what, **how)
+        return one(*what, **how)
 
     def converse_many(*what, **how):
-        for place, ended in enumerate(real["batch"](*what, **how)):
+        for place, ended in enumerate(many(*what, **how)):
             if place == 2:
                 raise KeyboardInterrupt
             yield ended
 
-    clean_env.setattr(generate_jobs, "converse", converse)
     if more:
-        clean_env.setattr(generate_jobs, "converse", real["generate"])
         clean_env.setattr(batch_jobs, "converse_many", converse_many)
+    else:
+        clean_env.setattr(generate_jobs, "Answering", answering)
     flags = ("-c", "tiny-random", "--prompts", str(asked), "--max-new-tokens", "2", "--json")
     found = cli("generate", *flags, "-o", str(tmp_path / "kept.csv"), *more)
     assert found.exit_code == 130, found.stderr
     assert len(Runs.from_json(found.stdout).runs) == 2
     assert len((tmp_path / "kept.csv").read_text().splitlines()) == 3
+    assert "\ninterrupted: 2 of 3 prompts are answered\n2 answers: 4 tokens in " in found.stderr
+    assert f"\nwrote {tmp_path / 'kept.csv'}\ncascli: interrupted\n" in found.stderr.replace("csv\n\n", "csv\n")
+
+
+class CutShort:
+    """Shows rounds like an `AnswerStream`, until one too many."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int, error: type[BaseException]) -> None:
+        stock = AnswerStream.round
+
+        def shown(view: AnswerStream, *what: Any) -> None:
+            nonlocal after
+            stock(view, *what)
+            after -= 1
+            if after == 0:
+                raise error
+
+        monkeypatch.setattr(AnswerStream, "round", shown)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated])
+def test_an_interruption_keeps_what_there_is_of_the_answer(
+    cli, tmp_path: Path, clean_env: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    whole = Run.from_json(cli("generate", "hi", *TINY, "-s", "target", "--json").stdout)
+    CutShort(clean_env, 4, error)
+    found = cli("generate", "hi", *TINY, "-s", "target", "-o", str(tmp_path / "g.json"))
+    run = Run.from_json((tmp_path / "g.json").read_text())
+    assert (found.exit_code, found.stdout, run.finish_reason) == (130, run.text + "\n", "interrupted")
+    assert run.token_ids == whole.token_ids[:4] and run.metrics.target_calls == 4
+    assert "target: 4 tokens in " in found.stderr and "wrote " in found.stderr
+    assert "interrupted: " not in found.stderr and found.stderr.endswith("cascli: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("after", "kept", "said"),
+    [
+        (3, ["one"], "0 of 2"),
+        (6, ["one"], "1 of 2"),
+        (9, ["one", "two"], "1 of 2"),
+        (14, ["one", "two", "3"], "1 of 2"),
+    ],
+)
+def test_an_interruption_says_how_many_prompts_are_answered(
+    cli, tmp_path: Path, clean_env: pytest.MonkeyPatch, after: int, kept: list[str], said: str
+) -> None:
+    """A conversation counts once its last turn is answered; in the lines, too, an answer may be a part of one."""
+    asked, out = tmp_path / "asked.jsonl", tmp_path / "kept.jsonl"
+    asked.write_text('{"prompt": "one"}\n{"turns": ["two", "3"]}\n')
+    CutShort(clean_env, after, KeyboardInterrupt)
+    found = cli("generate", "--prompts", str(asked), *TINY, "-s", "target", "-o", str(out))
+    runs = [Run.from_json(line) for line in out.read_text().splitlines()]
+    assert found.exit_code == 130 and [run.prompt for run in runs] == kept
+    part = after % 6 != 0
+    assert (runs[-1].finish_reason == "interrupted") is part is ("(interrupted)" in found.stderr)
+    ended = f"interrupted: {said} prompts are answered{', 1 in part' if part or len(kept) == 2 else ''}\n"
+    assert ended in found.stderr and f"{after} tokens in " in found.stderr.partition(ended)[2]
+
+
+def test_a_withdrawn_draft_is_not_kept(cli, tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+    CutShort(clean_env, 3, KeyboardInterrupt)
+    flags = ("-s", "cascade:threshold=99", "-o", str(tmp_path / "g.json"))
+    found = cli("generate", "hi", *TINY, *flags)
+    assert (found.exit_code, found.stdout) == (130, "") and not (tmp_path / "g.json").exists()
+
+
+def test_an_interruption_is_one_though_the_reader_is_gone(cli, clean_env: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends the other programs of a pipe as well."""
+
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    CutShort(clean_env, 3, KeyboardInterrupt)
+    clean_env.setattr(AnswerStream, "end", gone)
+    assert cli("generate", "hi", *TINY, "-s", "target").exit_code == 130
+
+
+def test_a_reader_that_is_gone_is_no_failure(cli, tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    CutShort(clean_env, 8, BrokenPipeError)
+    clean_env.setattr("cascli.cli.errors.silence_stdout", lambda: None)  # there is no descriptor here
+    found = cli("generate", "--prompts", str(asked), *TINY, "-s", "target")
+    assert found.exit_code == 0 and "answered" not in found.stderr and "2/2" in found.stderr
+
+
+def test_a_failure_says_how_many_prompts_are_answered(cli, tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+    asked, out = tmp_path / "asked.jsonl", tmp_path / "kept.csv"
+    asked.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    CutShort(clean_env, 8, RunError)
+    found = cli("generate", "--prompts", str(asked), *TINY, "-s", "target", "-o", str(out))
+    assert found.exit_code == 3 and len(out.read_text().splitlines()) == 2
+    assert "\nfailed: 1 of 2 prompts are answered\n1 answer: 6 tokens in " in found.stderr
 
 
 def test_version_and_debug() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from cascli import Pair, compare, generate, generate_many, load_pair
+from cascli import Pair, Run, compare, generate, generate_many, load_pair
 from cascli.audit.report import Audit, check_of
 from cascli.cli import documents
 from cascli.cli.app import app
@@ -69,6 +69,24 @@ def test_a_written_table_can_be_shown(folder: Path, tmp_path: Path) -> None:
     file.write_text(file.read_text().replace(",target,target,", ",target,target,warm", 1).replace("0.0", "warm", 9))
     damaged = show(str(file))
     assert damaged.exit_code == 2 and "not a valid cascli file" in damaged.stderr
+
+
+def test_a_written_table_counts_a_conversation_once(tmp_path: Path) -> None:
+    """Also for strategies without target calls, and with several seeds."""
+    plan = plan_of(strategies=["draft", "target"], temperatures=[1.0], seeds=[0, 1])
+    records = [
+        record.model_copy(
+            update={"turns": 1 + (record.problem == "p0")} | ({"target_calls": 0} if "draft" in record.cell.key else {})
+        )
+        for record in records_of(plan, prompts=3)
+    ]
+    folder, file = folder_of(tmp_path / "out", header_of(plan), records), tmp_path / "results.csv"
+    file.write_text(csv_of(tidy_rows(rows(records, plan), header_of(plan))))
+    whole, table = (json.loads(show(str(each), "--json").stdout)["rows"] for each in (folder, file))
+    for found in (whole, table):
+        counts = {(row["answers"], row["num_prompts"], row["num_answers"]) for row in found}
+        assert counts == {(6, 3, 8)} and len(found) == 2
+    assert show(str(file)).stdout == show(str(folder)).stdout
 
 
 def test_a_table_from_before_tidy_columns_can_be_shown() -> None:
@@ -266,3 +284,68 @@ def test_each_run_of_a_jsonl_file_is_shown_under_its_prompt(tmp_path: Path, clea
     file.write_text(file.read_text() + '{"schema": "cascli.bench/1"}\n')
     wrong = CliRunner().invoke(app, ["show", str(file)])
     assert wrong.exit_code == 2 and "runs.jsonl:3" in wrong.stderr
+
+
+def lines_of_runs(file: Path, text_pair: Pair) -> list[bytes]:
+    """Write a file of two runs, one per line."""
+    lines = [generate(text_pair, text, strategy="target", max_new_tokens=3).to_json().encode() for text in ("hi", "hö")]
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+    return lines
+
+
+@pytest.mark.parametrize("left", [1, 40, -1, "in a character"])
+def test_the_line_that_a_crash_cut_is_left_out(left: int | str, text_pair: Pair, tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    first, second = lines_of_runs(file, text_pair)
+    rest = second[:left] if isinstance(left, int) else second[: second.index("ö".encode()) + 1]
+    file.write_bytes(first + b"\n" + rest)
+    shown = show(str(file))
+    assert (shown.exit_code, shown.stdout) == (0, Run.from_json(first).text + "\n"), shown.output
+    assert "runs.jsonl:2: cut while it was written, so it is left out" in " ".join(shown.stderr.split())
+    assert len(json.loads(show(str(file), "--json").stdout)["runs"]) == 1
+
+
+def test_other_damage_to_lines_is_an_error(text_pair: Pair, tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    first, second = lines_of_runs(file, text_pair)
+    for content, words in (
+        (first[:50] + b"\n" + second + b"\n", "runs.jsonl:1: not JSON"),
+        (first + b"\n" + second[:50] + b"\n", "runs.jsonl:2: not JSON"),  # a whole line
+        (first + b"\n\xff\n" + second, "cannot be read"),
+        (first[:50], "no whole line"),
+        (b"", "no whole line"),
+    ):
+        file.write_bytes(content)
+        shown = show(str(file))
+        assert shown.exit_code == 2 and words in shown.stderr, shown.output
+    file.write_bytes(first + b"\n" + second)  # whole, though an editor dropped the newline
+    assert len(json.loads(show(str(file), "--json").stdout)["runs"]) == 2
+
+
+def test_what_cannot_be_shown_says_what_to_show_instead(folder: Path, comparison: Path, tmp_path: Path) -> None:
+    """Other files of a sweep, and files in which there is less than in the JSON."""
+    for name, option in (("report.html", "html"), ("quality-cost.svg", "svg"), ("quality-cost.png", "png")):
+        assert show(str(folder), "-o", str(folder / name), "--format", option).exit_code == 0
+    profile = "speculation_profile.json"
+    assert show(str(comparison), "-o", str(folder / profile)).exit_code == 0
+    instead = f"show its folder, {folder}"
+    for name, what in (
+        ("records.jsonl", "records of a sweep"),
+        (profile, "an acceptance profile for serving tools"),
+        ("report.html", "html is for other programs"),
+        ("quality-cost.svg", "svg is for other programs"),
+        ("quality-cost.png", "png is for other programs"),
+    ):
+        refused = show(str(folder / name))
+        assert (refused.exit_code, refused.stderr) == (2, f"cascli: {folder / name}: {what};\n{instead}\n")
+    for suffix in ("csv", "html", "md", "parquet"):
+        file = tmp_path / f"c.{suffix}"
+        assert show(str(comparison), "-o", str(file)).exit_code == 0
+        table = "not a sweep's results.csv: it has no column 'quality'"
+        what = table if suffix == "csv" else f"{suffix} is for other programs"
+        wanted = f"cascli: {file}: {what};\nshow the JSON of the same result (-o FILE.json)\n"
+        assert (show(str(file)).exit_code, show(str(file)).stderr) == (2, wanted)
+    assert "none.png: no such file" in show(str(tmp_path / "none.png")).stderr
+    page = tmp_path / "named.html"
+    page.write_bytes(comparison.read_bytes())  # its content counts, not its name
+    assert show(str(page)).stdout == show(str(comparison)).stdout

@@ -114,6 +114,7 @@ def _percentiles(name: str, meaning: str) -> tuple[tuple[tuple[TableKind, ...], 
 _RESULTS = (
     (RACES, "num_prompts", int, "distinct prompts; the turns of a conversation count as one"),
     (RACES, "num_answers", int, "answers: one per turn, seed and repeat in a sweep, one per turn in a comparison"),
+    (SWEEP, "num_conversations", int, "prompts by seed and repeat; the turns of a conversation count as one"),
     (SWEEP, "errors", int, "answers that failed; excluded from all other numbers"),
     (SWEEP, "quality", float, "score of the answers: the mean over prompts, or BLEU over all of them (`corpus-bleu`)"),
     (SWEEP, "quality_low", float, "lower bound of its interval over prompts"),

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from cascli import files
 from cascli.cli import picks, show_sweep
 from cascli.cli.errors import Terminated
 from cascli.errors import UsageError, plain
-from cascli.files import json_of
 from cascli.render import formats
 
 if TYPE_CHECKING:
@@ -356,6 +356,35 @@ KINDS: dict[str, type[Saved]] = {
 """Every kind of document by its schemas."""
 
 
+FOR_OTHERS = frozenset(formats.ANY) - {"json", "jsonl", "csv", formats.PROFILE}
+"""Suffixes of files that other programs show."""
+PARTS = {"cell": "records of a sweep", "accept_length_by_k": "an acceptance profile for serving tools"}
+"""What JSON without a schema is, by a key that it has."""
+
+
+def read(file: Path, note: Callable[[str], None]) -> Saved:
+    """The document in a file, or made from a sweep's folder or csv.
+
+    Args:
+        file: the file or folder.
+        note: told of what is left out.
+
+    Raises:
+        UsageError: it is not there, or not a cascli document.
+    """
+    made, suffix = show_sweep.document(file), file.suffix.lower().removeprefix(".")
+    if made is not None:
+        return opened(made[1], made[0])
+    lines = suffix == "jsonl"
+    try:
+        text = files.text_of(file, files.JSON_BYTES, cut=lines)
+        return opened(runs_of_lines(text, file, note) if lines else text, file)
+    except UsageError:
+        if suffix in FOR_OTHERS and file.is_file():
+            raise show_sweep.not_shown(file, f"{suffix} is for other programs") from None
+        raise
+
+
 def opened(text: str, file: Path) -> Saved:
     """The document in a JSON text.
 
@@ -366,29 +395,50 @@ def opened(text: str, file: Path) -> Saved:
     return KINDS[schema](text, schema, file)
 
 
-def schema_of(text: str, file: Path) -> str:
-    """The schema of a cascli document, without its minor version.
+def schema_of(text: str, file: Path, line: int | None = None) -> str:
+    """The schema of a cascli document, without its minor version; `line` is where it is in the file.
 
     Raises:
         UsageError: it is not a cascli document.
     """
-    document = json_of(text, str(file))
+    where = str(file) if line is None else f"{file}:{line}"
+    document = files.json_of(text, where)
     schema = document.get("schema") if isinstance(document, dict) else None
     # A minor version adds fields, which readers of the major version can do without.
     major = re.sub(r"(/\d+)\.\d+$", r"\1", schema) if isinstance(schema, str) else None
     if major is None or major not in KINDS:
-        raise UsageError(f"{file}: 'schema' is {schema!r}; expected one of {', '.join(KINDS)}")
+        for key, what in PARTS.items():
+            if isinstance(document, dict) and schema is None and key in document:
+                raise show_sweep.not_shown(file, what)
+        raise UsageError(f"{where}: 'schema' is {schema!r}; expected one of {', '.join(KINDS)}")
     return major
 
 
-def runs_of_lines(text: str, file: Path) -> str:
+def runs_of_lines(text: str, file: Path, note: Callable[[str], None]) -> str:
     """Combine runs, one per line as `-o FILE.jsonl` writes them, into one document.
 
+    A last line that a crash cut is left out, and noted.
+
     Raises:
-        UsageError: a line is not a run.
+        UsageError: a line is not a run, or none is whole.
     """
-    lines = [line for line in text.split("\n") if line.strip()]
+    *whole, rest = text.split("\n")
+    lines = [line for line in whole if line.strip()]
+    if _is_json(rest):  # an editor may have dropped the newline
+        lines.append(rest)
+    elif rest.strip():
+        note(f"{file}:{len(lines) + 1}: cut while it was written, so it is left out")
+    if not lines:
+        raise UsageError(f"{file}: holds no whole line")
     for number, line in enumerate(lines, 1):
-        if schema_of(line, Path(f"{file}:{number}")) != "cascli.run/1":
-            raise UsageError(f"{file}:{number}: not a run; for a sweep's records, show its folder")
+        if schema_of(line, file, number) != "cascli.run/1":
+            raise UsageError(f"{file}:{number}: not a run")
     return f'{{"schema":"cascli.runs/1","runs":[{",".join(lines)}]}}'
+
+
+def _is_json(text: str) -> bool:
+    try:
+        files.json_of(text, "")
+    except UsageError:
+        return False
+    return True

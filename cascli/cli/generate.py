@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,18 +61,21 @@ def command(
     pair = plan.load()
     common.note_cautions(plan, [strategy])
     runs: list[Run] = []
-    several = sum(len(prompt.turns) for prompt in prompts) > 1
+    writers = partial(export.of_runs, runs, several=plan.prompts_from_file(prompt))
     try:
         if batch_size > 1 and len(prompts) > 1:
             _answers_in_batches(plan, pair, strategy, prompts, outputs, batch_size, runs)
         else:
             _answers(plan, pair, strategy, prompts, outputs, runs)
-    except BaseException:  # if the command is interrupted or fails, finished answers are written
+    except BaseException as error:  # if the command is interrupted or fails, the answers so far are written
         with suppress(Exception):
             if runs:
-                outputs.deliver(export.of_runs(runs, several=several), plan.screen, streamed=True)
+                if not isinstance(error, BrokenPipeError):
+                    _note_end(plan.screen, prompts, runs, error)
+                outputs.deliver(writers(), plan.screen, streamed=True)
         raise
-    outputs.deliver(export.of_runs(runs, several=several), plan.screen, streamed=True)
+    _note_end(plan.screen, prompts, runs)
+    outputs.deliver(writers(), plan.screen, streamed=True)
     plan.note_captures(pair)
     if require_lossless:
         known = [run.metrics.lossless for run in runs]
@@ -84,24 +89,39 @@ def _answers(
     plan: common.Plan, pair: Pair, strategy: Strategy, prompts: list[Prompt], outputs: Outputs, runs: list[Run]
 ) -> None:
     """Answer all prompts into `runs`; if JSON Lines are written, write each answer as soon as it is available."""
-    from cascli.jobs.generate import converse
+    from cascli.jobs.generate import Answering
     from cascli.render.marks import is_mixed
     from cascli.render.stream import AnswerStream
+    from cascli.trace import Run
 
     stream = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=is_mixed(strategy.name))
     view = None if outputs.printed else stream  # stdout is used for the result
     notes = _AnswerNotes(plan.screen, view, prompts)
     with outputs.lines() as add:
+
+        def keep(run: Run) -> None:
+            run = common.with_command(run)
+            notes.end(run)
+            add(run)
+            runs.append(run)
+
         for prompt in prompts:
+            answering = Answering(pair, strategy, prompt, plan.settings)
             notes.begin(prompt, 0)
-            for run in converse(pair, strategy, prompt, plan.settings, None if view is None else view.event):
-                run = common.with_command(run)
-                notes.end(run)
-                add(run)
-                runs.append(run)
-                if run.turn + 1 < len(prompt.turns):
-                    notes.begin(prompt, run.turn + 1)
-    notes.end_of_all(runs)
+            try:
+                for event in answering:
+                    if isinstance(event, Run):
+                        keep(event)
+                        if event.turn + 1 < len(prompt.turns):
+                            notes.begin(prompt, event.turn + 1)
+                    elif view is not None:
+                        view.event(event)
+            except KeyboardInterrupt:
+                with suppress(Exception):  # if the reader is gone too, this is still an interruption
+                    run = answering.interrupt()
+                    if run is not None:
+                        keep(run)
+                raise
 
 
 def _answers_in_batches(
@@ -135,15 +155,36 @@ def _answers_in_batches(
                     notes.answer(run)
                 notes.end(run)
                 runs.append(run)
-    notes.end_of_all(runs)
+
+
+def _note_end(screen: Screen, prompts: list[Prompt], runs: list[Run], ended_by: BaseException | None = None) -> None:
+    """Of several answers, print the totals and, if the command was ended early, how many prompts are answered."""
+    from cascli.render.summary import totals
+
+    if not _several(prompts):
+        return
+    lines = [totals(runs)]
+    if ended_by is not None:
+        turns = Counter(run.prompt_id for run in runs if run.finish_reason != "interrupted")
+        answered = sum(turns[prompt.id] == len(prompt.turns) for prompt in prompts)
+        part = len({run.prompt_id for run in runs}) - answered
+        why = "interrupted" if isinstance(ended_by, KeyboardInterrupt) else "failed"
+        in_part = f", {part} in part" if part else ""
+        lines.insert(0, f"{why}: {answered} of {len(prompts)} prompts are answered{in_part}")
+    screen.note("\n" + "\n".join(lines))
+
+
+def _several(prompts: list[Prompt]) -> bool:
+    """Whether there is more than one answer to print."""
+    return sum(len(prompt.turns) for prompt in prompts) > 1
 
 
 class _AnswerNotes:
-    """Prints the notes around answers: which of several it is, the numbers of each, and the totals."""
+    """Prints the notes around answers: which of several it is, and the numbers of each."""
 
     def __init__(self, screen: Screen, view: AnswerStream | None, prompts: list[Prompt]) -> None:
         self._screen, self._view, self._places = screen, view, [prompt.id for prompt in prompts]
-        self._several = sum(len(prompt.turns) for prompt in prompts) > 1
+        self._several = _several(prompts)
         self._separator, self._first = "", True
 
     def begin(self, prompt: Prompt, turn: int) -> None:
@@ -182,9 +223,3 @@ class _AnswerNotes:
         for line in notes:
             if line is not None:
                 self._screen.note(line)
-
-    def end_of_all(self, runs: list[Run]) -> None:
-        from cascli.render.summary import totals
-
-        if self._several:
-            self._screen.note(f"\n{totals(runs)}")

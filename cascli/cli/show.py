@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascli.cli import common, show_sweep
+from cascli.cli import common
 from cascli.cli.compare import By, TraceKind
-from cascli.cli.documents import TRACES, Saved, View, opened, runs_of_lines
+from cascli.cli.documents import TRACES, Saved, View, read
 from cascli.cli.options import Flags, with_shared
 from cascli.errors import UsageError, first_line
 from cascli.render import formats
@@ -62,7 +62,6 @@ def command(
     flags: Flags,
 ) -> None:
     """Render a saved run, comparison, bench, audit, sweep or evaluation again."""
-    from cascli import files
     from cascli.render import export
     from cascli.render.console import screen
 
@@ -71,8 +70,7 @@ def command(
     lasting = given.output not in (None, "-")
     view = screen(settings.color, quiet=settings.quiet, verbose=settings.verbose, lasting=lasting)
     outputs = export.outputs(settings, formats.ANY)
-    file, text = show_sweep.document(file) or (file, files.text_of(file, files.JSON_BYTES))
-    document = opened(runs_of_lines(text, file) if file.suffix == ".jsonl" else text, file)
+    document = read(file, view.note)
     if play and not (document.playable and view.live):
         raise UsageError("--play needs a saved comparison and a terminal.")
     try:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cascli.sweeps.table import SweepRow, SweepTable
 
 NEEDED = ("strategy", "temperature", "quality")
+SAME_AS_JSON = "show the JSON of the same result (-o FILE.json)"
+"""What to do about files that hold less."""
 
 
 def document(file: Path) -> tuple[Path, str] | None:
@@ -32,6 +34,13 @@ def document(file: Path) -> tuple[Path, str] | None:
         except (ArithmeticError, LookupError, TypeError, ValueError, csv.Error) as error:
             raise UsageError(f"{file}: not a valid cascli file: {type(error).__name__}: {first_line(error)}") from None
     return None
+
+
+def not_shown(file: Path, what: str) -> UsageError:
+    """The error about a file for other programs, or a part of a sweep: what it is, and what to show instead."""
+    folder = file.parent
+    part = (folder / "sweep.json").is_file()
+    return UsageError(f"{file}: {what};\n{f'show its folder, {folder}' if part else SAME_AS_JSON}")
 
 
 def table_of(folder: Path) -> SweepTable:
@@ -112,7 +121,7 @@ def _from_csv(file: Path) -> SweepTable:
     lines = csv.DictReader(io.StringIO(files.text_of(file, files.JSON_BYTES, encoding="utf-8-sig"), newline=""))
     missing = [name for name in NEEDED if name not in (lines.fieldnames or ())]
     if missing:
-        raise UsageError(f"{file}: not a sweep's results.csv: it has no column '{missing[0]}'")
+        raise UsageError(f"{file}: not a sweep's results.csv: it has no column '{missing[0]}';\n{SAME_AS_JSON}")
     cells = [{name: cell for name, cell in line.items() if cell} for line in lines]
     metric = cells[0].get("metric", "quality") if cells else "quality"
     return SweepTable(metric=metric, rows=[_row(each) for each in cells])
@@ -135,8 +144,8 @@ def _row(cells: Mapping[str, str]) -> SweepRow:
     prompts = round(calls_per_token * float(cells.get("tokens", "0")) / calls_per_answer) if calls_per_answer else None
     values |= {
         "family": family(cells["strategy"]),
-        # The file counts each turn of a prompt with several turns; the target's calls give the number of prompts.
-        "answers": prompts or cells.get("answers", cells.get("num_answers", "0")),
+        # Older files count each turn of a prompt with several turns; the target's calls give the number of prompts.
+        "answers": cells.get("num_conversations") or prompts or cells.get("answers", cells.get("num_answers", "0")),
         "errors": cells.get("errors", "0"),
         "tokens": cells.get("tokens", "0"),
         "mean_tv": cells.get("mean_tv", cells.get("mean_tv_to_target")),

@@ -60,7 +60,8 @@ def exit_line(exit: ExitInfo, batch_size: int) -> str:
 def one_line(run: Run) -> str:
     """What matters most, in one line of 80 columns; calls are per token."""
     m = run.metrics
-    length = counted(len(run.token_ids), "token") + (" (limit)" if run.finish_reason == "length" else "")
+    end = {"length": " (limit)", "interrupted": " (interrupted)"}.get(run.finish_reason, "")
+    length = counted(len(run.token_ids), "token") + end
     parts = [length, f"{number(m.tokens_per_second, 1)}/s"]
     if m.num_draft_tokens:
         parts.append(f"accepted {m.num_accepted_draft_tokens}/{m.num_draft_tokens}")

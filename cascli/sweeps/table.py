@@ -246,6 +246,7 @@ def _shared(header: Header) -> tidy.Record:
 def _columns(row: SweepRow) -> tidy.Record:
     values = row.model_dump(exclude={"family", "answers", "mean_tv", "rejection_rate", "costs", "distances"})
     values |= tidy.cost_columns(row.costs) | tidy.distance_columns(row.distances, row.conversations)
+    values["num_conversations"] = row.conversations
     values |= tidy.interval_columns("speed_vs_target", values.pop("speed_interval"), values.pop("speed_interval_kind"))
     for name in QUALITIES:
         low_high, kind = values.pop(f"{name}_interval"), values.pop(f"{name}_interval_kind")
