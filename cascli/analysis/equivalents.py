@@ -1,6 +1,6 @@
 """How to use a strategy here, and in vLLM and transformers where they have an equivalent. No torch.
 
-Based on the documentation and code of vLLM 0.26 (`--speculative-config`) and transformers 5.23 (`generate`).
+Based on the documentation and code of vLLM 0.26 (`--speculative-config`) and transformers 5.24 (`generate`).
 """
 
 from __future__ import annotations
