@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,13 +21,13 @@ from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.jobs import match as job
 from cascli.jobs.compare import compare
-from cascli.jobs.recording import LIKELIEST, LUMPS, Seen, compact, mass_in_lumps, record
+from cascli.jobs.recording import LIKELIEST, LUMPS, OF_EACH, Compact, Seen, compact, joined, mass_in_lumps, record
 from cascli.jobs.rule_curves import NEAR, match, predicted_calls, rule_estimates, with_dial
 from cascli.prompts import Prompt, builtin, split_for_calibration
 from cascli.render.matching import budget_lines
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions
-from cascli.sampling.distributions import Dists, base, warp
+from cascli.sampling.distributions import Dists, Divergence, Which, base, warp
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Resolved
 from tests.pairs import near, pair, prompts
@@ -141,7 +141,7 @@ def laws(kind: str, width: int, positions: int = 12) -> Dists:
     return Dists(q, p, base(logits[0]), base(logits[1]))
 
 
-def seen_of(d: Dists, lengths: Sequence[int] = ()) -> Seen:
+def seen_of(d: Compact, lengths: Sequence[int] = ()) -> Seen:
     """A recording of compacted distributions without known answers; one answer unless `lengths` says otherwise."""
     exact = distributions.overlap(d.q, d.p)
     return Seen(d, exact, exact, mass_in_lumps(d), tuple(lengths or (d.q.shape[0],)))
@@ -169,6 +169,81 @@ def test_compact_distributions_stay_within_their_stated_error(kind: str) -> None
             for number in (acceptance, distance):
                 exact, found = number(rule, full), number(rule, small.d)
                 assert found == pytest.approx(exact, abs=off), (name, dial.at(place), number)
+
+
+def flat(width: int = 32_000) -> Dists:
+    """Flat laws: all tokens but the likeliest thousand have most of the mass, and a lump more than any token."""
+    logits = torch.randn(2, 20, width, generator=torch.Generator().manual_seed(1))
+    return Dists.of_logits(*logits, Sampling(1.0))
+
+
+@pytest.mark.parametrize("width", [1000, 1030, LIKELIEST + LUMPS, LIKELIEST + LUMPS + 1, 32_000])
+def test_numbers_of_whole_distributions_survive_lumping(width: int) -> None:
+    full = flat(width)
+    parts = [compact(Dists(*(rows[cut] for rows in full))) for cut in (slice(0, 7), slice(7, 20))]
+    small = joined(parts)
+    lumped = width > LIKELIEST + LUMPS
+    assert bool(mass_in_lumps(small).any()) is lumped
+    assert bool((small.p > full.best("p")).any(dim=-1).all()) is (width == 32_000)  # a lump outweighs every token
+    for of in get_args(Which):
+        rows = getattr(small, of)
+        assert small.best(of).equal(full.best(of)) and small.entropy(of).equal(full.entropy(of))
+        assert rows.gather(-1, small.likeliest(of)).equal(full.best(of))
+        for n in (1, 2, OF_EACH):
+            assert small.nth_largest(of, n).equal(full.nth_largest(of, n))
+        assert small.nth_largest(of, 10**9).le(small.per_token(of)).all()  # limits nothing
+    for by in get_args(Divergence):
+        assert small.divergence(by).equal(full.divergence(by))
+    bild = [each.p1.gather(-1, each.likeliest("q1")) for each in (full, small)]
+    assert bild[0].equal(bild[1])
+    chance = [(each.q * each.per_token("q1")).sum(-1) for each in (full, small)]
+    assert chance[1] == pytest.approx(chance[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_rules_decide_as_on_flat_laws_that_were_not_lumped(name: str) -> None:
+    full = flat()
+    small = compact(full)
+    [(_, kind, dial)] = with_dial([name])
+    values = [*(dial.at(i / 64) for i in range(65)), 0.0, 0.99]
+    settings: list[dict[str, Any]] = [{dial.parameter: value} for value in values]
+    if name == "fuzzy":
+        settings += [{"threshold": i / 20, "divergence": by} for i in range(40) for by in get_args(Divergence)]
+    decisions = set()
+    for setting in settings:
+        keep = kind(**setting).keep(full)
+        assert kind(**setting).keep(small).equal(keep), setting
+        decisions.add(tuple(keep.flatten().tolist()))
+    assert len(decisions) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [("min-p", {"alpha": 0.3}), ("top-k", {"n": 1}), ("top-k", {"n": OF_EACH}), ("top-p", {"mass": 0.02})]
+    + [(name, {"alpha": 0.3, **more}) for name in ("token-v2", "token-v3", "head") for more in ({}, {"top": 3})],
+)
+def test_a_lump_is_not_taken_for_a_likely_token(name: str, params: dict[str, Any]) -> None:
+    """Lumps are likelier than any token here, but none of their tokens is in the set."""
+    full = flat()
+    small = compact(full)
+    rule = rules.load(name)(**params)
+    if name == "token-v2":
+        rule = rules.load(name)(**params | {"alpha": float(full.best("p1").min()) / 3})
+    for number in (acceptance, distance):
+        assert number(rule, small) == pytest.approx(number(rule, full), abs=1e-4 if name != "top-p" else 2e-3)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.7, top_k=1), Sampling(1.0, top_p=1e-6), Sampling(0.05)])
+def test_mixture_sees_the_same_single_tokens_after_lumping(sampling: Sampling) -> None:
+    logits = 4 * torch.randn(2, 20, 20_000, generator=torch.Generator().manual_seed(2))
+    logits[:, 0, 0] += 200  # both models are certain at temperature 1
+    full = Dists.of_logits(*logits, sampling)
+    small = compact(full)
+    rule = rules.load("mixture")(target_weight=0.4)
+    one_hot = [rule.apply(each).amax(-1) == 1 for each in (full, small)]
+    assert one_hot[0].equal(one_hot[1])
+    assert distance(rule, small) == pytest.approx(distance(rule, full), abs=1e-5)
+    assert acceptance(rule, small) == pytest.approx(acceptance(rule, full), abs=1e-5)
 
 
 def acceptance(rule: Rule, d: Dists) -> float:

@@ -177,9 +177,9 @@ class Answers:
         if reads == "entropy":
             values = d.entropy("q1").squeeze(-1)
         elif reads == "chance":
-            values = (d.q * d.q1).sum(dim=-1)
+            values = (d.q * d.per_token("q1")).sum(dim=-1)
         else:
-            values = d.q1.amax(dim=-1)
+            values = d.best("q1").squeeze(-1)
         return [part.tolist() for part in values.split(self._distributions.lengths) if len(part)]
 
     def _prompt_lookups(self) -> Iterator[Candidate]:

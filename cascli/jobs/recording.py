@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from cascli.notebook import OnProgress
 from cascli.prompts import Prompt
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions
-from cascli.sampling.distributions import Dists
+from cascli.sampling.distributions import Dists, Divergence, Which
 from cascli.settings import Resolved
 from cascli.strategies.base import Speculating
 from cascli.trace import Handover, Run
@@ -27,8 +27,11 @@ CERTAIN = 1 - 1e-6
 """Acceptance at or above which no rejection is expected."""
 LIKELIEST = 1024
 """Number of tokens kept at a position: the likeliest under either model."""
+OF_EACH = 128
+"""Number of each model's likeliest tokens that are always kept, however likely the other model's are."""
 SPLITS = 4
-"""Columns that tokens with the same ratio are distributed over, so that no column looks like a likely token."""
+"""Columns that tokens with the same ratio are distributed over, so that few are as likely as a kept token: plug-ins may
+compare columns."""
 OCTAVES, STEPS = 8, 4
 """Ratios of the models' probabilities are resolved in quarter octaves, up to a factor of 2 ** 8 either way."""
 LUMPS = 2 * 2 * OCTAVES * STEPS * SPLITS
@@ -77,37 +80,81 @@ class Recording(Speculating):
 
 
 class Compact(Dists):
-    """Distributions with fewer columns than tokens; their entropies are those of the full distributions."""
+    """Distributions with fewer columns than tokens, and numbers of the full ones that these do not determine."""
 
-    entropies: dict[str, Tensor]
+    entropies: dict[Which, Tensor]
+    """Entropies of the full distributions, `[n, 1]`."""
+    divergences: dict[Divergence, Tensor]
+    """Divergences between the full q1 and p1, `[n, 1]`."""
+    counts: Tensor
+    """Number of tokens in each column, `[n, V']`."""
 
     @classmethod
-    def of(cls, parts: Sequence[Tensor], entropies: dict[str, Tensor]) -> Compact:
-        """Build from the four distributions, and the entropies `[n, 1]` by name."""
+    def of(
+        cls,
+        parts: Iterable[Tensor],
+        counts: Tensor,
+        entropies: dict[Which, Tensor],
+        divergences: dict[Divergence, Tensor],
+    ) -> Compact:
+        """Build from the four reduced distributions, and what they do not determine."""
         made = cls(*parts)
-        made.entropies = entropies
+        made.counts, made.entropies, made.divergences = counts, entropies, divergences
         return made
 
-    def entropy(self, of: Literal["q", "p", "q1", "p1"]) -> Tensor:
+    def entropy(self, of: Which) -> Tensor:
         """Entropy of one of the full distributions, in nats, `[n, 1]`."""
         return self.entropies[of]
+
+    def divergence(self, by: Divergence) -> Tensor:
+        """Divergence between the full q1 and p1, `[n, 1]`."""
+        return self.divergences[by]
+
+    def per_token(self, of: Which) -> Tensor:
+        """Mean probability of the tokens of each column of one of them, `[n, V']`: a lump counts as its mean token."""
+        probs: Tensor = getattr(self, of)
+        return probs / self.counts
+
+    def best(self, of: Which) -> Tensor:
+        """Largest probability of one of the full distributions, `[n, 1]`: that token is kept."""
+        return self._single(of).amax(dim=-1, keepdim=True)
+
+    def likeliest(self, of: Which) -> Tensor:
+        """Column of the likeliest token of one of the full distributions, the first of equals, `[n, 1]`."""
+        return self._single(of).argmax(dim=-1, keepdim=True)
+
+    def nth_largest(self, of: Which, n: int) -> Tensor:
+        """The n-th largest probability of one of them, `[n, 1]`: exact up to `OF_EACH`, then lumps count as means."""
+        probs, order = self.per_token(of).sort(dim=-1, descending=True)
+        before = (self.counts.gather(-1, order).cumsum(dim=-1) < n).sum(dim=-1, keepdim=True)
+        return probs.gather(-1, before.clamp_max(probs.shape[-1] - 1))
+
+    def _single(self, of: Which) -> Tensor:
+        """One of them without its lumps, `[n, V']`."""
+        probs: Tensor = getattr(self, of)
+        return probs.where(self.counts == 1, 0.0)
 
 
 def compact(d: Dists) -> Compact:
     """Reduce distributions `[n, V]` to the likeliest tokens and lumps of all others, `[n, LIKELIEST + LUMPS]`.
 
     A lump holds tokens that both models rate alike: their ratios p1 / q1 differ by less than a quarter of an octave,
-    and p > q holds for all of them or for none. TV(p, q) and the overlap are therefore unchanged, and divergences
-    nearly so; entropies are stored separately. Rules on whole distributions are then exact; for rules on single tokens,
-    the lumped mass bounds the error.
+    and p > q holds for all of them or for none. TV(p, q) and the overlap are therefore unchanged. Every distribution's
+    likeliest token is kept, and entropies and divergences are stored separately. Rules on whole distributions are then
+    exact. Rules on single tokens decide as on the full distributions for kept tokens (a limit to the n likeliest, up to
+    n = `OF_EACH`; `top-p` nearly so), but for a lump all at once, by its mean token: the lumped mass bounds the error
+    of acceptance, deferral and TV, or for controls, which rescale p on a set, that mass over the mass of the set.
     """
-    entropies = {name: d.entropy(name) for name in ("q", "p", "q1", "p1")}
+    entropies = {name: d.entropy(name) for name in get_args(Which)}
+    divergences = {name: d.divergence(name) for name in get_args(Divergence)}
     if d.q.shape[-1] <= LIKELIEST + LUMPS:
-        return Compact.of(d, entropies)
-    best = torch.maximum(d.q1, d.p1)
-    for rows in (d.q1, d.p1):  # each model's likeliest token is in the head, however flat the distributions
-        best = best.scatter(-1, rows.argmax(dim=-1, keepdim=True), 2.0)
-    head = best.topk(LIKELIEST, dim=-1).indices
+        return Compact.of(d, torch.ones_like(d.q), entropies, divergences)
+    order = torch.maximum(d.q1, d.p1)
+    for rows in (d.q1, d.p1):
+        order = order.scatter(-1, rows.topk(OF_EACH, dim=-1).indices, 2.0)
+    for rows in d:  # the first of equals, which topk need not choose
+        order = order.scatter(-1, rows.argmax(dim=-1, keepdim=True), 3.0)
+    head = order.topk(LIKELIEST, dim=-1).indices.sort(dim=-1).values  # in the order of ids, for the first of equals
     lump = _lumps(d).scatter_(-1, head, LUMPS)  # kept tokens go to an extra column that is dropped
 
     def cut(rows: Tensor) -> Tensor:
@@ -115,7 +162,8 @@ def compact(d: Dists) -> Compact:
         sums = rows.new_zeros((*rows.shape[:-1], LUMPS + 1)).scatter_add_(-1, lump, rows)
         return torch.cat([kept, sums[..., :LUMPS]], dim=-1)
 
-    return Compact.of([cut(rows) for rows in d], entropies)
+    counts = cut(torch.ones_like(d.q)).clamp_min(1)
+    return Compact.of([cut(rows) for rows in d], counts, entropies, divergences)
 
 
 def _lumps(d: Dists) -> Tensor:
@@ -138,7 +186,7 @@ class Seen(NamedTuple):
     expected: Tensor
     """Mean `[N]` of `passed` over the tokens that could have been written: sum min(q, pi)."""
     tail: Tensor
-    """The larger of both models' lumped masses `[N]`: bounds the error of every acceptance and TV."""
+    """The larger of both models' lumped masses `[N]`: bounds errors as `compact` says."""
     lengths: tuple[int, ...]
     """Number of tokens of each answer; they add up to N."""
     calls: int = 0
@@ -219,12 +267,15 @@ def _visited(d: Dists, pi: Tensor, ids: Sequence[int]) -> tuple[Compact, Tensor,
 
 def joined(parts: Sequence[Compact]) -> Compact:
     """Concatenate the positions of all parts."""
-    entropies = {name: torch.cat([each.entropies[name] for each in parts]) for name in parts[0].entropies}
-    return Compact.of([torch.cat(each) for each in zip(*parts, strict=True)], entropies)
+    first = parts[0]
+    return Compact.of(
+        (torch.cat(each) for each in zip(*parts, strict=True)),
+        torch.cat([each.counts for each in parts]),
+        {name: torch.cat([each.entropies[name] for each in parts]) for name in first.entropies},
+        {name: torch.cat([each.divergences[name] for each in parts]) for name in first.divergences},
+    )
 
 
-def mass_in_lumps(d: Dists) -> Tensor:
+def mass_in_lumps(d: Compact) -> Tensor:
     """The larger of both models' masses in the lumps of compacted distributions."""
-    if d.q.shape[-1] != LIKELIEST + LUMPS:
-        return d.q.new_zeros(d.q.shape[0])
-    return torch.maximum(d.q[:, LIKELIEST:].sum(dim=-1), d.p[:, LIKELIEST:].sum(dim=-1))
+    return torch.maximum(*((rows * (d.counts > 1)).sum(dim=-1) for rows in (d.q, d.p)))

@@ -25,11 +25,9 @@ def completed(accepted: Tensor, d: Dists) -> Tensor:
 
 
 def truncated(d: Dists, keep: Tensor) -> Tensor:
-    """The target's distribution restricted to the tokens in `keep`, bool `[n, V]`, which always include its best."""
-    kept = d.p * keep
+    """The target's distribution restricted to the tokens in `keep`, bool `[n, V]`, and its best one.
+
+    A test of p1 may leave out the best token of p: rounding can make their probabilities equal at temperature 1.
+    """
+    kept = d.p * keep.scatter(-1, d.likeliest("p"), True)
     return kept / kept.sum(dim=-1, keepdim=True)
-
-
-def nth_largest(probs: Tensor, n: int) -> Tensor:
-    """The n-th largest probability of each row, `[..., 1]`; the smallest if there are fewer."""
-    return probs.topk(min(n, probs.shape[-1]), dim=-1).values[..., -1:]

@@ -203,15 +203,13 @@ class ThresholdRule(KeepRule):
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, 1]` or `[n, V]`: tested >= threshold."""
         t = self.threshold()
-        tested = d.q1.amax(dim=-1, keepdim=True) if t.tests == "best q1" else getattr(d, t.tests)
-        least = t.of_best_p1 * d.p1.amax(dim=-1, keepdim=True) + t.constant
+        tested = d.best("q1") if t.tests == "best q1" else d.per_token(t.tests)
+        least = t.of_best_p1 * d.best("p1") + t.constant
         if t.of_disagreement:
             least = least + t.of_disagreement * d.disagreement()
         if not t.likeliest:
             return tested >= least
-        from cascli.rules._tail import nth_largest
-
-        return (tested >= least) & (d.p1 >= nth_largest(d.p1, t.likeliest))
+        return (tested >= least) & (d.per_token("p1") >= d.nth_largest("p1", t.likeliest))
 
 
 @dataclass(frozen=True)

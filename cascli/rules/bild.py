@@ -30,4 +30,4 @@ class Bild(KeepRule):
 
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, 1]`."""
-        return -d.p1.gather(-1, d.q1.argmax(dim=-1, keepdim=True)).log() <= self.alpha
+        return -d.p1.gather(-1, d.likeliest("q1")).log() <= self.alpha

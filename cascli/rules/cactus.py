@@ -8,6 +8,7 @@ N(c) = sum_v max(0, c p(v) - q(v)).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -42,7 +43,8 @@ class Cactus(Rule):
         import torch
 
         q, p = d.q.double(), d.p.double()
-        raised = (p + (2 * self.delta * p * (1 - p)).clamp_min(0).sqrt()).clamp_max(1)
+        # One root per factor, since 2 delta may overflow, and infinity times 0 is undefined.
+        raised = (p + math.sqrt(2) * math.sqrt(self.delta) * (p * (1 - p)).clamp_min(0).sqrt()).clamp_max(1)
         scale = ((1 - raised) / (1 - p).masked_fill(p >= 1, 1.0)).where(p < 1, torch.ones_like(p))
         ratios, order = (q / p.masked_fill(p <= 0, 1.0)).where(p > 0, torch.inf).sort(dim=-1)
         ahead = _sums(p.gather(-1, order)), _sums(q.gather(-1, order))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Eta(Rule):
     """A control: the target alone, cut where typical cuts."""
 
-    formula: ClassVar[str] = "pi = norm(p on K); K: p(v) > min(epsilon, delta exp(-H(p)))"
+    formula: ClassVar[str] = "pi = norm(p on K); K: p(v) > min(epsilon, delta exp(-H(p))), or p(v) = max p"
     source: ClassVar[str] = "Hewitt et al. 2022 (eta sampling), with typical's parameters"
     lossless_when: ClassVar[str] = "epsilon = 0"
     greedy: ClassVar[str] = "exact"
@@ -32,7 +32,8 @@ class Eta(Rule):
     delta: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
     def apply(self, d: Dists) -> Tensor:
-        """The target restricted to K, which is never empty since max p >= exp(-H(p))."""
+        """The target restricted to K; its best tokens are included, as rounding may put max p below exp(-H(p))."""
         from cascli.rules._tail import truncated
 
-        return truncated(d, d.p > (self.delta * (-d.entropy("p")).exp()).clamp_max(self.epsilon))
+        p, bound = d.per_token("p"), (self.delta * (-d.entropy("p")).exp()).clamp_max(self.epsilon)
+        return truncated(d, (p > bound) | (p >= d.best("p")))

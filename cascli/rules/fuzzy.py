@@ -37,17 +37,4 @@ class Fuzzy(ChoiceRule):
 
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, 1]`."""
-        return self._distance(d.q1, d.p1) <= self.threshold
-
-    def _distance(self, q: Tensor, p: Tensor) -> Tensor:
-        if self.divergence == "tv":
-            return (p - q).clamp_min(0).sum(dim=-1, keepdim=True)
-        if self.divergence == "kl":
-            return _kl(p, q)
-        middle = (p + q) / 2
-        return (_kl(p, middle) + _kl(q, middle)) / 2
-
-
-def _kl(a: Tensor, b: Tensor) -> Tensor:
-    """KL(a || b) in nats, `[n, 1]`; infinite where a has mass and b has none."""
-    return (a.xlogy(a) - a.xlogy(b)).sum(dim=-1, keepdim=True)
+        return d.divergence(self.divergence) <= self.threshold

@@ -44,4 +44,5 @@ class Lenience(Rule):
         from cascli.rules._tail import completed
 
         likelier = d.p / self.lenience if self.shape == "linear" else d.p**self.lenience
+        likelier = likelier.where(d.p > 0, 0.0)  # a lenience that float32 rounds to 0 would make it 0 / 0
         return completed(d.q.minimum(likelier), d)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cascli.sampling.distributions import Dists
 
 STEPS = 24
-"""Newton steps, from above on a convex, piecewise linear function: they never overshoot, and converge after a few."""
+"""Newton steps, from above on a convex, piecewise linear function: they only fall, and converge after a few."""
 HALVINGS = 40
 """Bisection steps for A, if a budget in kl or tv is given."""
 Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -94,7 +94,8 @@ def _clamped(q: Tensor, p: Tensor, share: Tensor) -> Tensor:
         raised = t * free_p > free_q
         kept = free_q.where(~raised, 0.0).sum(dim=-1, keepdim=True)
         slope = free_p.where(raised, 0.0).sum(dim=-1, keepdim=True)
-        before, t = t, ((1 - fixed - kept) / slope.masked_fill(slope <= 0, 1.0)).clamp(0, 1).where(slope > 0, t)
+        step = ((1 - fixed - kept) / slope.masked_fill(slope <= 0, 1.0)).clamp(0, 1).where(slope > 0, t)
+        before, t = t, step.minimum(t)  # a rounded remainder over a slope of 1e-17 may be anything
         if settled(t, before):
             break
     return most.where(cut, free_q.maximum(t * free_p))

@@ -36,4 +36,4 @@ class MinP(Rule):
         """The target restricted to K."""
         from cascli.rules._tail import truncated
 
-        return truncated(d, d.p1 >= (1 - self.alpha) * d.p1.amax(dim=-1, keepdim=True))
+        return truncated(d, d.per_token("p1") >= (1 - self.alpha) * d.best("p1"))

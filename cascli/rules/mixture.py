@@ -3,7 +3,9 @@
 pi = w p + (1 - w) q, where w is the target's weight: TV(pi, p) = (1 - w) TV(p, q), and a share w TV(p, q) of the drafts
 is rejected. Other implementations give the draft's weight, as alpha. pi / p is unbounded. If each model is left with
 one token (temperature 0, top-k 1, or a nucleus of one), mixing the two would toss a coin; instead the one with the
-larger w p1 + (1 - w) q1 is used, and neither identity holds there.
+larger w p1 + (1 - w) q1 is used, and neither identity holds there. It is left with one token if all others have
+probability 0, not if the one has a rounded probability of 1. float32 rounds to 0 what is less likely than the best
+token by e^-103 (e^-87 on some devices), so temperatures near 0 (at 0.01, gaps of about one nat) act like 0 too.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Mixture(Rule):
         mixed = d.p.lerp(d.q, 1 - w)
         base = d.p1.lerp(d.q1, 1 - w).where((d.p > 0) | (d.q > 0), -1.0)
         best = d.p.new_zeros(d.p.shape).scatter(-1, base.argmax(dim=-1, keepdim=True), 1.0)
-        certain = [each.amax(dim=-1, keepdim=True) == 1 for each in d]
-        greedy = certain[0] & certain[1] & ~(certain[2] & certain[3])
+        # Counted, since a probability of 1 may be rounded, with others left that the models disagree on.
+        q, p, q1, p1 = ((each > 0).sum(dim=-1, keepdim=True) == 1 for each in d)
+        greedy = q & p & ~(q1 & p1)
         return best.where(greedy, mixed)

@@ -31,6 +31,6 @@ class TopK(Rule):
 
     def apply(self, d: Dists) -> Tensor:
         """The target restricted to K."""
-        from cascli.rules._tail import nth_largest, truncated
+        from cascli.rules._tail import truncated
 
-        return truncated(d, d.p1 >= nth_largest(d.p1, self.n))
+        return truncated(d, d.per_token("p1") >= d.nth_largest("p1", self.n))

@@ -35,7 +35,8 @@ class TopP(Rule):
 
         if self.mass >= 1:
             return d.p
-        probs, order = d.p1.sort(dim=-1, descending=True, stable=True)  # keeps the first of equals, as `warp` does
+        order = d.per_token("p1").argsort(dim=-1, descending=True, stable=True)  # the first of equals, as in `warp`
+        probs = d.p1.gather(-1, order)
         before = probs.double().cumsum(dim=-1) - probs
         keep = (before < self.mass).scatter(-1, order, before < self.mass)
         return truncated(d, keep)

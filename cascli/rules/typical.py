@@ -37,4 +37,4 @@ class Typical(TokenRule):
 
     def keep(self, d: Dists) -> Tensor:
         """Bool `[n, V]`."""
-        return d.p > (self.delta * (-d.entropy("p")).exp()).clamp_max(self.epsilon)
+        return d.per_token("p") > (self.delta * (-d.entropy("p")).exp()).clamp_max(self.epsilon)

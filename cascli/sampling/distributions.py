@@ -14,6 +14,11 @@ from torch import Tensor
 from cascli.kernels.layout import NEGLIGIBLE
 from cascli.sampling.parameters import Sampling
 
+Which = Literal["q", "p", "q1", "p1"]
+"""One of the four distributions of a `Dists`."""
+Divergence = Literal["js", "kl", "tv"]
+"""Jensen-Shannon, KL(p1 || q1), both in nats, or total variation."""
+
 
 class Dists(NamedTuple):
     """Next-token distributions of both models at n positions, each `[n, V]`.
@@ -36,10 +41,37 @@ class Dists(NamedTuple):
         """TV(q, p), `[n, 1]`."""
         return total_variation(self.p, self.q).unsqueeze(-1)
 
-    def entropy(self, of: Literal["q", "p", "q1", "p1"]) -> Tensor:
+    def entropy(self, of: Which) -> Tensor:
         """Entropy of one of them in nats, `[n, 1]`; a probability of 0 contributes 0, without an added epsilon."""
+        return torch.special.entr(self.per_token(of)).sum(dim=-1, keepdim=True)
+
+    def divergence(self, by: Divergence) -> Tensor:
+        """Divergence between q1 and p1, `[n, 1]`; kl is infinite where p1 has mass and q1 has none."""
+        q, p = self.q1, self.p1
+        if by == "tv":
+            return total_variation(p, q).unsqueeze(-1)
+        if by == "kl":
+            return _kl(p, q)
+        middle = (p + q) / 2
+        return (_kl(p, middle) + _kl(q, middle)) / 2
+
+    def per_token(self, of: Which) -> Tensor:
+        """Probability of a single token of each column of one of them, `[n, V]`, for comparisons with a threshold."""
         probs: Tensor = getattr(self, of)
-        return torch.special.entr(probs).sum(dim=-1, keepdim=True)
+        return probs
+
+    def best(self, of: Which) -> Tensor:
+        """Largest probability of one of them, `[n, 1]`."""
+        return self.per_token(of).amax(dim=-1, keepdim=True)
+
+    def likeliest(self, of: Which) -> Tensor:
+        """Column of the likeliest token of one of them, the first of equals, `[n, 1]`."""
+        return self.per_token(of).argmax(dim=-1, keepdim=True)
+
+    def nth_largest(self, of: Which, n: int) -> Tensor:
+        """The n-th largest probability of one of them, `[n, 1]`; the smallest if there are fewer."""
+        probs = self.per_token(of)
+        return probs.topk(min(n, probs.shape[-1]), dim=-1).values[..., -1:]
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -117,6 +149,11 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     Rounding can push it above 1, where it is clamped.
     """
     return torch.minimum(a, b).sum(dim=-1).clamp_max(1)
+
+
+def _kl(a: Tensor, b: Tensor) -> Tensor:
+    """KL(a || b) in nats, `[n, 1]`."""
+    return (a.xlogy(a) - a.xlogy(b)).sum(dim=-1, keepdim=True)
 
 
 def divergence(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from cascli import rules
 from cascli.decoding.speculation import fused_rule
 from cascli.kernels.layout import Field
 from cascli.rules.base import Exact
@@ -53,6 +54,22 @@ def test_rows_are_independent(sampling: Sampling, dtype: torch.dtype, where: tor
     for i in range(5):
         alone = draw(logits[i : i + 1], u=u[i : i + 1], with_base=True, **asdict(sampling))
         assert all(torch.equal(mine[i : i + 1], theirs) for mine, theirs in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("gap", [2.0, 5.0, 25.0])
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.25), Sampling(0.7, top_k=1), Sampling(top_p=1e-6)])
+def test_mixture_sees_the_same_single_tokens_in_a_drawn_q(sampling: Sampling, gap: float, where: torch.device) -> None:
+    """In a round q comes from this kernel and p from torch: both leave one token, or several beside a rounded 1."""
+    from cascli.kernels.draws import draw
+
+    logits = -7 * torch.rand(2, 1, 3000, generator=torch.Generator().manual_seed(0)).to(where)
+    logits[:, 0, 5], logits[:, 0, 7] = torch.tensor([[gap, 0.0], [0.0, gap]]).to(where)
+    plain = distributions.Dists.of_logits(*logits, sampling)
+    _, q, q1, _ = draw(logits[0], u=None, with_base=True, **asdict(sampling))
+    rule = rules.load("mixture")(target_weight=0.5)
+    pi = rule.apply(distributions.Dists(q, plain.p, q1, plain.p1))
+    torch.testing.assert_close(pi, rule.apply(plain), rtol=1e-4, atol=1e-7)
+    assert fused_rule(rule) is None and bool(pi.max() == 1) is (sampling != Sampling(0.25))
 
 
 def test_the_ends_of_the_scale_are_tokens_too(where: torch.device) -> None:

@@ -23,6 +23,7 @@ from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.pair import Pair
 from cascli.rules import _tail
+from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
 from cascli.strategies import parse
 from tests.laws.integration import exact_law
@@ -345,8 +346,8 @@ def residual_from_p(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_rank_too_many(patch: pytest.MonkeyPatch) -> None:
-    right = _tail.nth_largest
-    patch.setattr(_tail, "nth_largest", lambda probs, n: right(probs, n + 1))
+    right = Dists.nth_largest
+    patch.setattr(Dists, "nth_largest", lambda d, of, n: right(d, of, n + 1))
 
 
 def planted() -> Iterator[Any]:

@@ -91,7 +91,8 @@ def typical_bound(p: Row, epsilon: float, delta: float) -> float:
 
 
 def mixture(q: Row, p: Row, q1: Row, p1: Row, target_weight: float) -> Row:
-    if q.max() == p.max() == 1 and not q1.max() == p1.max() == 1:
+    q_alone, p_alone, q1_alone, p1_alone = (np.count_nonzero(each) == 1 for each in (q, p, q1, p1))
+    if q_alone and p_alone and not (q1_alone and p1_alone):
         theirs, ours = int(p.argmax()), int(q.argmax())
         mixed = target_weight * p1 + (1 - target_weight) * q1
         first, second = sorted((theirs, ours))

@@ -341,6 +341,27 @@ def test_mixture_with_top_k_1_equals_mixture_at_temperature_0() -> None:
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
+def test_mixture_mixes_models_that_only_rounding_makes_certain() -> None:
+    """In float32 both models' best tokens round to a probability of 1, but others are left: the law is the mixture."""
+    logits = torch.tensor([[5.0, 0.0, -2.0]]), torch.tensor([[0.0, 5.0, -2.0]])
+    d = Dists.of_logits(*logits, Sampling(0.25))
+    assert d.q.max() == d.p.max() == 1 and d.q.min() > 0
+    for weight in (0.2, 0.5, 0.8):
+        pi = load("mixture")(target_weight=weight).apply(d)
+        assert torch.allclose(pi, weight * d.p + (1 - weight) * d.q)
+        assert float(tv(pi, d.p)) == pytest.approx((1 - weight) * float(tv(d.p, d.q)))
+
+
+def test_mixture_at_temperature_0_tosses_no_coin_between_sure_models() -> None:
+    """Probabilities at temperature 1 that round to 1 do not make the models certain of their tokens either."""
+    logits = torch.tensor([[20.0, 0.0, -2.0]]), torch.tensor([[0.0, 20.0, -2.0]])
+    for sampling in (Sampling(0.0), Sampling(top_k=1), Sampling(top_p=0.5)):
+        d = Dists.of_logits(*logits, sampling)
+        assert d.q1.max() == d.p1.max() == 1
+        for weight, best in ((0.2, d.q), (0.8, d.p)):
+            assert load("mixture")(target_weight=weight).apply(d).equal(best)
+
+
 @pytest.mark.parametrize("name", ["fuzzy", "mixture", "opt-log"])
 def test_rules_that_read_confidence_are_refused_on_certain_drafts(name: str) -> None:
     from cascli.strategies import parse
