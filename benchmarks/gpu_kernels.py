@@ -73,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     end = time.monotonic() + options.seconds
     device = torch.device(options.device)
+    if (
+        device.type == "cuda" and device.index is None
+    ):  # kernels ask for the device of their tensors, which has a number
+        device = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     document: dict[str, Any] = {"schema": "cascli.gpu-kernels/1", **facts(PACKAGES), "device": name}
     with torch.inference_mode():
@@ -149,8 +153,10 @@ def measured(model: str, rows: int, options: argparse.Namespace, device: Any) ->
         found["us"] = attempt(piece.launch, piece.copies, device)
         if early.used(device):
             early.switch(device, on=False)
-            found["without_pdl_us"] = attempt(piece.launch, piece.copies, device)
-            early.switch(device, on=True)
+            try:
+                found["without_pdl_us"] = attempt(piece.launch, piece.copies, device)
+            finally:
+                early.switch(device, on=True)
         if piece.stock:
             found["torch_us"] = attempt(piece.stock, piece.copies, device)
         if piece.tiles and not options.no_tiles:

@@ -154,7 +154,7 @@ def test_a_rule_is_compared_with_speculation_of_its_own_block_length() -> None:
     assert costs.accepted_to_lossless == pytest.approx(1.05)  # 1 + 10 / 200 over 1
     other = RULE.replace("k=4", "k=7")
     costs = answer_costs(other, {**plain, other: ten([100] * 10, [20] * 10)})
-    assert costs is not None and costs.lossless == "speculative:k=2"
+    assert costs is not None and costs.lossless == "speculative:k=2"  # the first of equals
     alone = answer_costs(PLAIN, plain)
     assert alone is not None and alone.lossless is None
 
@@ -178,6 +178,8 @@ def test_a_rule_is_compared_with_speculation_that_drafts_and_checks_as_it_does(d
         assert costs is not None and costs.lossless == own
     costs = answer_costs(rule, {spec: ten([100] * 10, [50] * 10) for spec in ("speculative:k=2", rule)})
     assert costs is not None and costs.lossless == "speculative:k=2"  # there is no other; the table names it
+    costs = answer_costs(rule, {spec: ten([100] * 10, [50] * 10) for spec in ("speculative:k=2", PLAIN, rule)})
+    assert costs is not None and costs.lossless == PLAIN  # at least of the same length
 
 
 # --- loops ---

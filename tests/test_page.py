@@ -160,18 +160,23 @@ B = "\N{REPLACEMENT CHARACTER}"
     [
         (["a", B, B, B, "b"], "a月b", ["a", "", "", "月", "b"]),
         ([B, B, "\u200d", f" {B}", B, "x"], "🌕\u200d 👧x", ["", "🌕", "\u200d", "", " 👧", "x"]),
-        ([f"x{B}", B + "y", "y", "<end>"], "xéyy", ["", "xéy", "y", "<end>"]),  # markup is not part of the answer
+        ([f"x{B}", B + "y", "y", "<end>"], "xéyy", ["x", "éy", "y", "<end>"]),  # markup is not part of the answer
         (["<|im_start|>", B, B], "é", ["<|im_start|>", "", "é"]),
-        ([B, B], "éè", ["", "éè"]),
+        ([B, B, B, B], "éè", ["", "é", "", "è"]),  # a byte each
+        ([B, B, B, B], "🌕🌕", ["", "", "", "🌕🌕"]),  # it is not known which of them ends the first
+        ([B, "", B, "x"], "éx", [B, "", B, "x"]),
+        (["It", "is", "", B, B, "for", "it"], "It is 🌕 for it", ["It", " is", "", "", " 🌕", " for", " it"]),
+        ([f" {B}", B] * 3 + ["x"], " 🌕 🌕 🌕x", ["", "", "", "", "", " 🌕 🌕 🌕", "x"]),
+        ([f" {B}", B] * 60 + ["x"], " 🌕" * 40, [f" {B}", B] * 60 + ["x"]),  # in a moment, though nothing fits
         ([B, "a", B], f"{B}a{B}", [B, "a", B]),  # what the models wrote is no text
         ([B, B, "a", B, B, "b"], "éa", ["", "é", "a", B, B, "b"]),  # cut before a stop string
         (["ab", B, B, "c"], "abéc", ["ab", "", "é", "c"]),
     ],
 )
 def test_characters_of_several_tokens_are_shown_whole(texts: list[str], whole: str, shown: list[str]) -> None:
-    rounds = answer(*texts).rounds
-    assert whole_characters(rounds, whole) == shown
-    assert AnswerCell("x", mixed=False, rounds=rounds, answer=whole).text(console(60)).plain == "".join(shown)
+    assert whole_characters(texts, [0] * len(texts), whole) == shown
+    cell = AnswerCell("x", mixed=False, rounds=answer(*texts).rounds, answer=whole)
+    assert cell.text(console(60)).plain == "".join(shown)
 
 
 def test_answers_of_bytes_are_shown_as_written() -> None:
@@ -179,7 +184,27 @@ def test_answers_of_bytes_are_shown_as_written() -> None:
     pair = load_pair("tiny-random")
     for seed in range(6):
         run = generate(pair, "héllo 🌕", strategy="speculative:k=3", temperature=1.0, seed=seed, max_new_tokens=40)
-        assert "".join(whole_characters(run.rounds, run.text)) == run.text or run.text.endswith(B)
+        texts = [token.text for round_ in run.rounds for token in round_.emitted]
+        shown = whole_characters(texts, range(len(texts)), run.text)
+        assert "".join(shown) == run.text or B in run.text
+        assert all(
+            (mine == own) or B in own or not mine or mine in run.text for mine, own in zip(shown, texts, strict=True)
+        )
+
+
+def test_characters_are_not_joined_over_what_is_shown_between_them() -> None:
+    """A rejected draft, the first difference from the target, or another mark."""
+    texts, whole = [B] * 6 + ["x"], "éèñx"
+    cell = AnswerCell("x", mixed=True, rounds=answer(*texts).rounds, diverges=4, answer=whole)
+    assert cell.text(console(60)).plain == "éè≠ñx"  # bytes: it is known where each ends
+    texts, whole = [B, B, B, B, "x"], "🌕🌕x"
+    cell = AnswerCell("x", mixed=True, rounds=answer(*texts).rounds, answer=whole)
+    assert cell.text(console(60)).plain == whole
+    cell.diverges = 2
+    assert cell.text(console(60)).plain == f"{B}{B}≠{B}{B}x"
+    looks = ["accepted", "accepted", "bonus", "bonus", "bonus"]
+    assert whole_characters(texts, looks, whole) == texts
+    assert whole_characters([B, B, "x"], ["accepted", "bonus", "bonus"], "🌕x") == ["", "🌕", "x"]
 
 
 def test_whitespace_that_is_part_of_the_answer_is_marked_by_its_state_alone() -> None:

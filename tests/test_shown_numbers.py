@@ -307,6 +307,9 @@ def test_an_explanation_does_not_contradict_its_verdict() -> None:
     assert "Slower than target alone here." in slower
     assert "break even at an acceptance of 0.40, but at 70% of what is predicted, as here, no k gains" in slower
     assert "no k gains (best k 4: 0.91x)" in slower
+    older = explained(1.5, 1.3, 0.9)  # a document without the best speed-up
+    older.best_speed_up = older.expected_at_best = None
+    assert "best k 4." in sentence(older)
     agreed = explained(0.9, 1.3, 0.7)
     agreed.predicted = agreed.predicted_speed_up = 0.95
     assert "no k is expected to gain (best k 4: 0.91x)" in sentence(agreed)

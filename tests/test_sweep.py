@@ -570,6 +570,9 @@ def test_a_temperature_that_is_added_is_matched_too(tmp_path: Path) -> None:
     assert after.budgets[: len(before.budgets)] == before.budgets and after.calibration == before.calibration
     assert {each.temperature for each in after.budgets} == {1.0, 0.7}
     added = {row.strategy for row in rows if row.temperature == 0.7 and row.strategy.startswith("speculative-cascade")}
+    asked = {**plan, "strategies": ["speculative:k=2", *first], "temperatures": [0.7]}
+    both = {row.strategy for row in sweep(asked, output=out, resume=True) if row.temperature == 0.7}
+    assert first <= both and added <= both  # one that was matched at 1.0 alone may be asked for at 0.7
     fresh = sweep({**plan, "temperatures": [0.7]}, output=tmp_path / "fresh")
     assert first and added == {row.strategy for row in fresh if row.strategy.startswith("speculative-cascade")} != set()
 
@@ -582,6 +585,9 @@ def test_prompts_that_set_the_values_of_rules_do_not_measure_them(tmp_path: Path
     assert tuned == ["q4", "q5", "q6", "q7"]
     with pytest.raises(UsageError, match=r"out: q4, q5: prompts that set the values of matched rules would measure"):
         sweep({**plan, "limit": 6}, output=out, resume=True)
+    sweep({**plan, "limit": 2}, output=out, resume=True)  # nothing is tuned on the prompts that are now left over
+    assert Records(out).header().calibration == tuned
+    sweep(plan, output=out, resume=True)
     without = {key: value for key, value in plan.items() if key != "match"}
     sweep({**without, "limit": 6}, output=out, resume=True)  # other strategies may answer them ..
     assert Records(out).header().calibration == tuned

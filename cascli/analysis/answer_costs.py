@@ -206,16 +206,16 @@ def _calls(each: Answered) -> int:
 
 
 def _lossless(spec: str, answers: Answers) -> str | None:
-    """Return the plain speculation to compare a strategy with: one with the same parameters, otherwise the first.
+    """Return the plain speculation to compare a strategy with: one with the same parameters, otherwise the nearest.
 
-    The same means drafts of the same length from the same drafter, ended by the same stop and checked the same way.
+    The same means drafts of the same length from the same drafter, ended by the same stop and checked the same way;
+    the nearest is the first of those that share most of these.
     """
     plain = [each for each in answers if each.partition(":")[0] == "speculative" and answers[each]]
     if spec in plain:
         return None
     own = _params(spec)
-    fitting = [each for each in plain if _params(each) <= own]
-    return max(fitting, key=lambda each: len(_params(each)), default=next(iter(plain), None))
+    return max(plain, key=lambda each: (_params(each) <= own, len(_params(each) & own)), default=None)
 
 
 def _params(spec: str) -> set[tuple[str, str]]:

@@ -6,9 +6,10 @@ The same cells are shown while answers are written, cut to the last lines that f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from rich.console import Console
 from rich.table import Table
@@ -67,29 +68,78 @@ class AnswerCell:
         return painter.result
 
 
-def whole_characters(rounds: Iterable[Round], answer: str) -> list[str]:
-    """Texts of an answer's tokens; a character of several tokens is shown at the last of them.
+def whole_characters(texts: Sequence[str], looks: Sequence[Hashable], answer: str) -> list[str]:
+    """Texts of an answer's tokens with characters in place of what each token alone spells of them.
 
-    Each of these tokens alone spells replacement characters, and keeps them from where tokens and answer do not match.
+    A character of several tokens is shown at the one that completes it. Which one that is can be unknown; then they are
+    joined only if they look the same, and otherwise keep their replacement characters, as do all tokens from where the
+    tokens do not spell the answer.
+
+    Args:
+        texts: what each token spells alone.
+        looks: how each is shown.
+        answer: what they spell together.
     """
-    texts = [token.text for round_ in rounds for token in round_.emitted]
     found, at = list(texts), 0
     for broken, group in groupby(range(len(texts)), lambda i: BROKEN in texts[i]):
         places = list(group)
         if not broken:
-            for i in places:  # markup is not part of the answer
-                at += len(texts[i]) if answer.startswith(texts[i], at) else 0
+            for i in places:
+                # Some tokenizers drop the leading space of a token that is spelled alone.
+                spaced = " " if texts[i] and not answer.startswith(texts[i], at) else ""
+                if answer.startswith(spaced + texts[i], at):
+                    found[i] = spaced + texts[i]
+                    at += len(found[i])
+                elif texts[i] in answer:  # markup is not, and is left as it is
+                    return found
             continue
-        known = re.split(f"{BROKEN}+", "".join(texts[i] for i in places))
-        after = texts[places[-1] + 1 : places[-1] + 2]
-        ends = [re.escape(each) for each in after if each in answer[at:]]
-        whole = re.compile(f"{'.+?'.join(map(re.escape, known))}(?={ends[0] if ends else '$'})", re.DOTALL)
-        spelled = whole.match(answer, at)
+        own = [texts[i] for i in places]
+        after = next((texts[i] for i in range(places[-1] + 1, len(texts)) if texts[i]), "")
+        spelled = _spelled("".join(own), answer, at, after)
         if spelled is None:
-            break
-        found[places[0] : places[-1] + 1] = [""] * (len(places) - 1) + [spelled[0]]
-        at = spelled.end()
+            return found
+        at += len(spelled)
+        parts = _by_bytes(own, spelled)
+        if parts is None and (len(spelled) == 1 or len({looks[i] for i in places}) == 1):
+            parts = [""] * (len(own) - 1) + [spelled]
+        if parts is not None:
+            found[places[0] : places[-1] + 1] = parts
     return found
+
+
+def _spelled(broken: str, answer: str, at: int, after: str) -> str | None:
+    """What tokens that spell `broken` add to the answer there, before the next token; None if that is not clear."""
+    start, pieces = at, re.split(f"{BROKEN}+", broken)
+    if not pieces[0] and answer.startswith(" ", at):
+        at += 1
+    if not answer.startswith(pieces[0], at):
+        return None
+    at += len(pieces[0])
+    for piece in pieces[1:]:
+        end = answer.find(piece or after or "\0", at + 1)
+        if not piece:  # the last one
+            end = len(answer) if end < 0 else end
+            end = at + len(answer[at:end].rstrip(" "))
+        if end <= at or any(char.isascii() for char in answer[at:end]):
+            return None
+        at = end + len(piece)
+    return answer[start:at]
+
+
+def _by_bytes(texts: Sequence[str], spelled: str) -> list[str] | None:
+    """Give each character to the token with its last byte, if every replacement character stands for one byte."""
+    ends = list(accumulate(sum(1 if char == BROKEN else _bytes(char) for char in text) for text in texts))
+    if ends[-1] != _bytes(spelled):
+        return None
+    parts, last = [""] * len(texts), 0
+    for char in spelled:
+        last += _bytes(char)
+        parts[bisect_left(ends, last)] += char
+    return parts
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 class _Painter:
@@ -97,7 +147,16 @@ class _Painter:
         self.result = Text()
         self._colored, self._fancy, self._cell = console.color_system is not None, unicode_ok(console), cell
         self._place, self._divergence_marked = place, False
-        self._texts = None if cell.answer is None else whole_characters(cell.rounds, cell.answer)
+        self._texts = None if cell.answer is None else self._whole(cell.answer)
+
+    def _whole(self, answer: str) -> list[str]:
+        """The tokens' texts; they look alike if nothing is shown between them and their marks are the same."""
+        tokens, shown_between = list[tuple[str, Hashable]](), 0
+        for round_ in self._cell.rounds:
+            for i, token in enumerate(round_.emitted):
+                shown_between += replaced(round_, i) is not None or len(tokens) == self._cell.diverges
+                tokens.append((token.text, (token.event, is_deferred(round_, i), shown_between)))
+        return whole_characters([text for text, _ in tokens], [look for _, look in tokens], answer)
 
     def round(self, round_: Round) -> None:
         for i, token in enumerate(round_.emitted):

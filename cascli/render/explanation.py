@@ -82,11 +82,11 @@ def _need(why: Explanation) -> str:
 
 
 def _best(why: Explanation) -> str:
-    if why.best_k is None or why.best_speed_up is None:
+    if why.best_k is None:
         return "no k is predicted to gain" if why.measured_speed_up > 1 else "no k gains"
     more = " or more" if why.best_k_or_more else ""
     expected = why.expected_at_best
-    if expected is None:
+    if expected is None or why.best_speed_up is None:
         return f"best k {why.best_k}{more}"
     if expected < 1:
         best = f"(best k {why.best_k}{more}: {expected:.2f}x)"

@@ -228,19 +228,19 @@ def completed_header(
             of temperatures that it lacks are added.
         on_progress: called with the progress of the recording.
     """
-    about = executor.about()
+    about, missing = executor.about(), header.temperatures_to_match(previous)
     if previous:  # it may cover more prompts, and have a title
         kept: dict[str, Any] = {"prompts": previous.prompts | header.prompts, "title": header.title or previous.title}
         kept["asked"] = previous.asked | header.asked  # including prompts that are not asked this time
         kept["date"] = previous.date or header.date
         kept["calls"] = previous.calls or [Call.of(previous, previous.date)]
-        # They have set what some of the answers were made with, whatever this call does.
-        kept["calibration"] = list(dict.fromkeys([*previous.calibration, *header.calibration]))
+        # Those of earlier calls have set what some of the answers were made with, whatever this call does.
+        tuned = [*previous.calibration, *(header.calibration if missing else [])]
+        kept["calibration"] = list(dict.fromkeys(tuned))
         header = header.model_copy(update=kept)
     if plan.match:
         same = previous is not None and previous.plan.match == plan.match
         matched, budgets = (previous.matched, previous.budgets) if previous and same else ([], [])
-        missing = header.temperatures_to_match(previous)
         if missing:
             budgets = [*budgets, *executor.matched(plan.match, missing, on_progress)]
         matched = list(strategies_of(budgets)) if budgets else matched  # an older folder has no budgets
