@@ -202,6 +202,10 @@ def test_characters_are_not_joined_over_what_is_shown_between_them() -> None:
     assert cell.text(console(60)).plain == whole
     cell.diverges = 2
     assert cell.text(console(60)).plain == f"{B}{B}≠{B}{B}x"
+    no = Drafted(id=2, text="no", q=0.5, p=0.1, accept_prob=0, pi=0, deferred=False, accepted=False)
+    rounds = [Round(emitted=[Emitted(id=1, text=B, event="residual")], drafted=[no]) for _ in range(4)]
+    cell = AnswerCell("x", mixed=True, rounds=rounds, answer="🌕🌕")
+    assert cell.text(console(60)).plain == f"~no~[{B}]" * 4
     looks = ["accepted", "accepted", "bonus", "bonus", "bonus"]
     assert whole_characters(texts, looks, whole) == texts
     assert whole_characters([B, B, "x"], ["accepted", "bonus", "bonus"], "🌕x") == ["", "🌕", "x"]

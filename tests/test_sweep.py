@@ -545,6 +545,18 @@ def test_greedy_answers_of_several_seeds_are_compared(tmp_path: Path) -> None:
         assert known and other and (known.calls, known.calls_to_lossless) == (other.calls, other.calls_to_lossless)
 
 
+def test_a_strategy_of_the_plan_keeps_its_temperatures_if_it_is_matched_at_others() -> None:
+    spec = "speculative-cascade:rule=opt,alpha=0.3,k=2"
+    plan = SweepPlan.model_validate({"strategies": [spec], "temperatures": [0.5, 0.7]})
+    for at in ([1.0], [0.5], [0.7, 1.0]):
+        assert with_strategies(plan, {spec: at}).temperatures_by_strategy()[spec] == [0.5, 0.7]
+    one = plan.model_copy(
+        update={"strategies": [{"speculative-cascade": {"rule": "opt", "alpha": 0.3, "k": 2, "temperatures": 0.5}}]}
+    )
+    assert one.temperatures_by_strategy()[spec] == [0.5]
+    assert with_strategies(one, {spec: [0.7]}).temperatures_by_strategy()[spec] == [0.5, 0.7]
+
+
 def by_prompt_file(folder: Path, count: int) -> dict:
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"id": f"q{i}", "prompt": f"number {i}"}) + "\n" for i in range(count)))

@@ -218,10 +218,8 @@ def _lossless(spec: str, answers: Answers) -> str | None:
     return max(plain, key=lambda each: (_params(each) <= own, len(_params(each) & own)), default=None)
 
 
-def _params(spec: str) -> set[tuple[str, str]]:
-    """Return the parameters of a strategy, with those of drafting that a spec leaves out at their defaults."""
-    given = (each.partition("=")[::2] for each in spec.partition(":")[2].split(",") if each)
-    return set({"draft": "model", "stop": "never", "verify": "token", **dict(given)}.items())
+def _params(spec: str) -> set[str]:
+    return set(spec.partition(":")[2].split(","))
 
 
 def _withheld(compared: Answers) -> str | None:

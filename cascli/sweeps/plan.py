@@ -311,13 +311,8 @@ class Cell(_Strict):
 def with_strategies(plan: SweepPlan, specs: Mapping[str, list[float]]) -> SweepPlan:
     """Return the plan with more strategies, each at some temperatures, instead of its `match`."""
     known = plan.temperatures_by_strategy()
-    # A folder may have settings of temperatures that are not asked for now, or of a strategy that the plan lists too.
-    here = {spec: [t for t in at if t in plan.temperatures] for spec, at in specs.items()}
-    only = {
-        spec: [*known.get(spec, []), *(t for t in at if t not in known.get(spec, []))]
-        for spec, at in here.items()
-        if not set(at) <= set(known.get(spec, []))
-    }
+    # The plan may list a strategy too, at other temperatures.
+    only = {spec: [*known.get(spec, []), *at] for spec, at in specs.items() if not set(at) <= set(known.get(spec, []))}
     return plan.model_copy(update={"strategies": [*plan.strategies, *only], "match": None, "only": only})
 
 
