@@ -266,7 +266,7 @@ def test_notes_say_what_brackets_and_nats_are() -> None:
     ran = [priced("speculative:k=2", None), priced("speculative:k=4", None)]
     several = table_notes([*ran, priced("b", other), priced("a", some)], greedy=False)
     assert "against speculative:k=4 or speculative:k=2, whichever has the strategy's own parameters" in several
-    assert "parameters, else speculative:k=2; length" in several, "the first that ran, not the first that is named"
+    assert "of equals speculative:k=2; length" in several, "the first that ran, not the first that is named"
 
 
 def test_one_rule_with_cut_answers_does_not_decide_the_cost_verdict() -> None:

@@ -128,7 +128,9 @@ def table_notes(rows: Sequence[Priced], *, greedy: bool | None) -> str:
     regret, kl = "regret log max p1 - log p1(x)", "KL(pi || p)"
     what = {True: regret, False: kl, None: f"{kl}, at temperature 0 {regret}"}[greedy]
     baselines = list(dict.fromkeys(row.costs.lossless for row in rows if row.costs is not None and row.costs.lossless))
-    which = ", whichever has the strategy's own parameters or most of them" if len(baselines) > 1 else ""
+    first = next((row.strategy for row in rows if row.strategy.partition(":")[0] == "speculative"), "the first of them")
+    own = f", whichever has the strategy's own parameters or most of them, of equals {first}"
+    which = own if len(baselines) > 1 else ""
     against = f"tokens per round and calls against {' or '.join(baselines)}{which}; " if baselines else ""
     return (
         f"{against}length against target{_brackets(rows)}; nats: {what}; out of head: kept drafts per 1,000 tokens that"
