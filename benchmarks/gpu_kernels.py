@@ -29,6 +29,8 @@ ROWS = (1, 5)
 """A step of one token, and the check of a block of four drafts."""
 BEYOND_CACHE = 300_000_000
 """Bytes of weights that are read before the first of them again."""
+LAST = "head"
+"""The last kernel of a step."""
 _REPEATS = 10
 
 
@@ -71,12 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     needs.check(["cuda"] * options.device.startswith("cuda"))
     import torch
 
+    from cascli.render.numbers import counted
+
     end = time.monotonic() + options.seconds
-    device = torch.device(options.device)
-    if (
-        device.type == "cuda" and device.index is None
-    ):  # kernels ask for the device of their tensors, which has a number
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = numbered(torch.device(options.device))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     document: dict[str, Any] = {"schema": "cascli.gpu-kernels/1", **facts(PACKAGES), "device": name}
     with torch.inference_mode():
@@ -85,13 +85,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         for model in options.models:
             for rows in options.rows:
                 if time.monotonic() > end:
-                    document["left_out"].append(f"{model}, {rows} rows")
+                    document["left_out"].append(f"{model}, {counted(rows, 'row')}")
                     continue
-                document["rows"] += measured(model, rows, options, device)
-                if options.output:
-                    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+                for found in measured(model, rows, options, device):
+                    document["rows"].append(found)
+                    if options.output:  # a run that is cut off leaves what it has measured
+                        options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+                    if time.monotonic() > end:
+                        document["left_out"].append(f"{model}, {counted(rows, 'row')}: what follows {found['kernel']}")
+                        break
     show(document)
     print(json.dumps(document), flush=True)
+
+
+def numbered(device: Any) -> Any:
+    """The device with its number, as tensors on it have: of these, it is asked whether kernels are launched early."""
+    import torch
+
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def ceilings(device: Any, shrink: int) -> dict[str, float]:
@@ -256,7 +269,7 @@ def pieces(shape: dict[str, Any], rows: int, options: argparse.Namespace, device
     activation = "gelu_pytorch_tanh" if gemma else "silu"
     yield linear("gate, up, activation", inner, hidden, layers, activation=activation)
     yield linear("down", hidden, inner, layers)
-    yield linear("head", shape["vocab_size"], hidden, 1)
+    yield linear(LAST, shape["vocab_size"], hidden, 1)
     yield from of_a_round(shape["vocab_size"], rows, dtype, device)
 
 
@@ -304,12 +317,16 @@ def of_a_round(vocab: int, rows: int, dtype: Any, device: Any) -> Iterator[Piece
 
 
 def steps(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return, per model and number of rows, the sum of a step's kernels, and the time that its bytes take."""
+    """Return, per model and number of rows, the sum of a step's kernels, and the time that its bytes take.
+
+    Steps of which a kernel failed, or was left out for lack of time, have no sum.
+    """
     speed = document["ceilings"]["read_bytes_per_second"]
     found = []
     for model, rows in dict.fromkeys((each["model"], each["rows"]) for each in document["rows"]):
         parts = [row for row in document["rows"] if (row["model"], row["rows"]) == (model, rows) and row["per_step"]]
-        if any(isinstance(row["us"], str) for row in parts):
+        whole = any(row["kernel"] == LAST for row in parts)
+        if not whole or any(isinstance(row["us"], str) for row in parts):
             continue
         sums = {name: sum(row["per_step"] * row[name] for row in parts) for name in ("us", "bytes")}
         found.append(
@@ -329,6 +346,8 @@ def show(document: dict[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+
+    from cascli.render.numbers import counted
 
     speed = document["ceilings"]["read_bytes_per_second"]
     console = Console(width=120)
@@ -355,8 +374,8 @@ def show(document: dict[str, Any]) -> None:
     console.print(table)
     for each in steps(document):
         console.print(
-            f"{each['model']}, {each['rows']} rows: the {each['kernels']} kernels of a step take {each['ms']:.2f} ms "
-            f"in sum, {each['ms_of_bytes'] / each['ms']:.0%} of it for the bytes",
+            f"{each['model']}, {counted(each['rows'], 'row')}: the {each['kernels']} kernels of a step take"
+            f" {each['ms']:.2f} ms in sum, {each['ms_of_bytes'] / each['ms']:.0%} of it for the bytes",
             highlight=False,
         )
     for name in document["left_out"]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,14 +191,49 @@ def test_the_benchmark_of_kernels_completes_on_a_cpu(tmp_path: Path, capsys: pyt
     assert "no time was left for qwen2.5-7b, 2 rows" in capsys.readouterr().out
 
 
+def test_kernels_are_timed_with_and_without_dependent_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: it was switched off for `cuda`, while kernels ask for `cuda:0`."""
+    from cascli.kernels import early
+
+    device, seen = torch.device("cpu"), list[bool]()
+    can = cache(lambda device: device not in early._off)
+    monkeypatch.setattr(early, "used", can)
+    piece = gpu_kernels.Piece("x", lambda _: seen.append(early.used(device)), 2, 0)
+    monkeypatch.setattr(gpu_kernels, "pieces", lambda *_: iter([piece]))
+    options = gpu_kernels.arguments(["--device", "cpu"])
+    [row] = gpu_kernels.measured("qwen2.5-0.5b", 1, options, device)
+    assert seen == [True, False] and early.used(device)
+    assert row["us"] > 0 and row["without_pdl_us"] > 0
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert gpu_kernels.numbered(torch.device("cuda")) == torch.device("cuda", 3)
+    assert gpu_kernels.numbered(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert gpu_kernels.numbered(device) == device
+
+
+def test_the_benchmark_of_kernels_ends_between_kernels(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling all tiles may take longer than the time for everything."""
+    rows = [{"model": "m", "rows": 1, "kernel": name, "per_step": 1, "bytes": 8, "us": 3.0} for name in ("a", "head")]
+    clock = iter([0.0, 0.0, 99.0, 99.0])
+    monkeypatch.setattr(gpu_kernels, "measured", lambda *_: iter(rows))
+    monkeypatch.setattr(gpu_kernels.time, "monotonic", lambda: next(clock))
+    gpu_kernels.main(["--device", "cpu", "--shrink", "128", "--models", "gemma2-2b", "--rows", "1"])
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["rows"] == rows[:1]
+    assert "no time was left for gemma2-2b, 1 row: what follows a" in out and "of a step take" not in out
+
+
 def test_a_kernel_that_fails_is_reported_and_the_others_are_timed() -> None:
     def fail(_: int) -> None:
         raise RuntimeError("out of resource: shared memory\nRequired: 300000")
 
     assert gpu_kernels.attempt(fail, 2, torch.device("cpu")) == "RuntimeError: out of resource: shared memory"
-    row = {"model": "m", "rows": 1, "kernel": "x", "per_step": 1, "bytes": 8, "us": 3.0}
+    row = {"model": "m", "rows": 1, "kernel": "head", "per_step": 1, "bytes": 8, "us": 3.0}
     ceilings = {"copy_bytes_per_second": 1e12, "read_bytes_per_second": 1e12, "node_us": 1.0}
-    document = {"rows": [row, row | {"rows": 2, "us": "failed"}], "ceilings": ceilings}
+    unfinished = row | {"rows": 3, "kernel": "down"}
+    document = {"rows": [row, row | {"rows": 2, "us": "failed"}, unfinished], "ceilings": ceilings}
     assert gpu_kernels.steps(document) == [{"model": "m", "rows": 1, "ms": 0.003, "ms_of_bytes": 8e-9, "kernels": 1}]
 
 
