@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
@@ -24,11 +25,23 @@ def _can_interpret() -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_interpreter() -> None:
-    """Search Triton's language for its operations once, not at every call of every function, a third of the time."""
+    """Leave out what Triton's interpreter does again and again for the same result, more than half of its time."""
     if torch.cuda.is_available() or not _can_interpret():
         return
     import triton.language as tl
     from triton.runtime import interpreter
+
+    # Integer overflow is computed for an assertion, which is made only while debugging.
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
+    _search_the_language_once(interpreter, tl)
+    if hasattr(interpreter, "_LangPatchScope"):  # not before Triton 3.5
+        _replace_operations_once_per_kernel(interpreter)
+    _look_up_types(interpreter, tl)
+
+
+def _search_the_language_once(interpreter: Any, tl: Any) -> None:
+    """Not at every call of every function."""
 
     @cache
     def operations(place: Any) -> list[str]:
@@ -40,6 +53,51 @@ def quick_interpreter() -> None:
     for place in (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base):
         operations(place)  # now, before any of them is replaced
     interpreter.inspect = SimpleNamespace(**vars(inspect) | {"getmembers": getmembers})
+
+
+def _replace_operations_once_per_kernel(interpreter: Any) -> None:
+    """Not at every call of a function in it, which finds them replaced."""
+    patch, modules = interpreter._patch_lang, set[int]()
+
+    def patch_once(function: Any) -> Any:
+        module = id(function.__globals__)
+        if module in modules:
+            return None
+        modules.add(module)
+        scope = patch(function)
+        restore = scope.restore  # called for a kernel, not for a function in it
+
+        def start_again() -> None:
+            modules.clear()
+            restore()
+
+        scope.restore = start_again
+        return scope
+
+    interpreter._patch_lang = patch_once
+
+
+def _look_up_types(interpreter: Any, tl: Any) -> None:
+    """NumPy's type of a Triton type without a new table of all types, and a tensor's shape without new constants."""
+    plain, known = interpreter._get_np_dtype, dict[str, np.dtype]()
+
+    def np_dtype(kind: Any) -> np.dtype:
+        scalar = kind.scalar
+        if scalar.is_ptr():
+            return plain(scalar)
+        if scalar.name not in known:
+            known[scalar.name] = plain(scalar)
+        return known[scalar.name]
+
+    @cache
+    def shape(sizes: tuple[int, ...]) -> tuple[Any, Any]:
+        return tl.core.tuple([tl.constexpr(size) for size in sizes]), tl.constexpr(math.prod(sizes))
+
+    def init(self: Any, handle: Any, kind: Any) -> None:
+        self.handle, self.type, self.dtype = handle, kind, kind.scalar
+        self.shape, self.numel = shape(tuple(kind.shape) if kind.is_block() else ())
+
+    interpreter._get_np_dtype, tl.tensor.__init__ = np_dtype, init
 
 
 @pytest.fixture(scope="session")
