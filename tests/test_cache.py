@@ -17,8 +17,21 @@ from cascli.models.eager_runner import EagerRunner
 from tests.pairs import ENCODER_DECODERS, EVERY_ARCHITECTURE, model
 
 
+FALCON = {"model_type": "falcon", "alibi": False}
+OWN_ATTENTION: dict[str, dict[str, Any]] = {
+    # Chunks of 12 tokens, which only a mask knows of.
+    "llama4_text": {
+        "model_type": "llama4_text", "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1,
+        "no_rope_layers": [1, 0], "attention_chunk_size": 12, "initializer_range": 0.1,
+    },
+    "falcon": FALCON,  # its code cannot call another attention
+    "falcon, many keys": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+}  # fmt: skip
+"""Models that keep the attention of transformers on a CPU."""
+
+
 def runner(name: str) -> EagerRunner:
-    shape = EVERY_ARCHITECTURE[name]
+    shape = (EVERY_ARCHITECTURE | OWN_ATTENTION)[name]
     return load_pair({"draft": model(1, 40, **shape), "target": model(2, 40, **shape)}).target.runner
 
 
@@ -34,7 +47,7 @@ ENCODED = torch.tensor([7, 3, 21, 3])
 """What an encoder reads; rewinding does not change it."""
 
 
-@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
+@pytest.mark.parametrize("name", [*EVERY_ARCHITECTURE, *OWN_ATTENTION])
 def test_logits_after_random_truncations_equal_a_fresh_forward(name: str) -> None:
     run, rng = runner(name), random.Random(name)
     if name in ENCODER_DECODERS:

@@ -41,9 +41,11 @@ def numerics(pair: Pair, steps: int) -> Iterator[Check]:
 
 
 def window(model: LoadedModel) -> int | None:
-    """The model's sliding window in tokens, if it has one."""
+    """The model's sliding window in tokens, or the length of its chunks, if it has one."""
     config = model.model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
+    if "chunked_attention" in (kinds or []):
+        return int(config.attention_chunk_size)
     size = getattr(config, "sliding_window", None)
     return int(size) if size and (kinds is None or "sliding_attention" in kinds) else None
 

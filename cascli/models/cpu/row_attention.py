@@ -104,10 +104,10 @@ def row_mask(*, q_length: int, **more: Any) -> Tensor | None:
 def use_row_attention(model: PreTrainedModel) -> bool:
     """Switch a model to row attention if it uses torch's plain attention; return whether it was switched.
 
-    Models whose attention does more (soft-capping, attention sinks, biases) keep their own.
+    Models whose attention does more (soft-capping, attention sinks, biases, chunks) keep their own.
     """
     keep_caps(model)
-    if not attends_plainly(model) or not _passes_windows(model):
+    if not attends_plainly(model) or not _passes_what_rows_see(model):
         return False
     AttentionInterface.register(NAME, row_attention)
     AttentionMaskInterface.register(NAME, row_mask)
@@ -135,12 +135,20 @@ def attends_by_rows(model: PreTrainedModel) -> bool:
 
 
 def attends_plainly(model: PreTrainedModel) -> bool:
-    """Whether a model's attention is what torch's own kernel computes."""
-    return model.config.get_text_config()._attn_implementation in ("sdpa", NAME)
+    """Whether a model's attention is what torch's own kernel computes, and its code can call another one.
+
+    Some (Falcon) only look at the name of their attention, and transformers leaves those as they are with a warning.
+    """
+    plain = model.config.get_text_config()._attn_implementation in ("sdpa", NAME)
+    return plain and model._can_set_attn_implementation()
 
 
-def _passes_windows(model: PreTrainedModel) -> bool:
-    """Whether sliding-window layers, if there are any, pass their window to the attention function."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+def _passes_what_rows_see(model: PreTrainedModel) -> bool:
+    """Whether the arguments of the attention function say which tokens a row sees; there is no mask for short blocks.
+
+    Sliding-window layers have to pass their window, and of chunks (Llama 4) only a mask would know.
+    """
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
     attentions = [each for name, each in model.named_modules() if name.endswith(("attn", "attention"))]
-    return "sliding_attention" not in kinds or all(hasattr(each, "sliding_window") for each in attentions)
+    windows = "sliding_attention" not in kinds or all(hasattr(each, "sliding_window") for each in attentions)
+    return windows and kinds <= {"full_attention", "sliding_attention"}
