@@ -327,8 +327,8 @@ class Metrics(Data):
     """Distances from both models' distributions; None if they are not known for any token, and in older documents."""
     total_flops: float | None = None
     weight_bytes_read: float | None = None
-    """Bytes of weights read: like `total_flops`, an estimate that does not depend on hardware; see
-    `cascli.analysis.cost`."""
+    """Bytes of weights read by the passes over this text, which in a batch also serve others: like `total_flops`, an
+    estimate that does not depend on hardware; see `cascli.analysis.cost`."""
 
 
 class EncoderInfo(Data):

@@ -281,7 +281,7 @@ def test_a_comparison_measures_steps_and_reports_it(text_pair: Pair) -> None:
     after = account(found.runs[1::2], found.runs, steps).predicted_speed_up
     assert after == pytest.approx(gain(why.acceptance, 3, 20, lambda j: steps.c * j + steps.v(j + 1)))
     assert why.measured_over_predicted == pytest.approx(why.measured_speed_up / why.predicted_speed_up)
-    assert (f"best k {why.best_k}" if why.best_k else "no k gains") in sentence(why)
+    assert (f"best k {why.best_k}" if why.best_k else "no k ") in sentence(why)
     assert "target call" in steps_line(steps)
     assert [[each.strategy for each in repeat] for repeat in found.repeats] == [["target", "speculative:k=3"]] * 2
     assert found.spread is not None and found.spread >= 0
@@ -295,7 +295,11 @@ def test_nothing_is_measured_if_nothing_is_explained(text_pair: Pair) -> None:
     found = compare(text_pair, prompts("hello"), ["target", "draft"], max_new_tokens=4)
     assert found.profile is None and found.explanation is None
     kept = compare(text_pair, prompts("hello"), ["target", "speculative"], max_new_tokens=4, measure=False)
-    assert kept.profile is None and kept.explanation is not None and not kept.explanation.measured_alone
+    why = kept.explanation
+    assert kept.profile is None and why is not None and not why.measured_alone and why.bottleneck is None
+    assert "predicted" not in sentence(why).partition(";")[0] and "no cause is named" in sentence(why)
+    none = why.model_copy(update={"best_k": None, "measured_speed_up": 0.5})
+    assert "no k up to 4 gains" in sentence(none)
     assert explain(kept.runs[:1]) is None
 
 

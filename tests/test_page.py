@@ -277,7 +277,7 @@ LOOSE = {"speed_vs_target": 2.6, "lossless": False, "same_as_target": False, "fi
         ),
         (
             {"speculative": FAST | UNCLEAR},
-            "speculative is 1.1x as fast as target, within chance (95% 0.58-2.60), with the same text.",
+            "speculative is 1.14x as fast as target, within chance (95% 0.58-2.60), with the same text.",
         ),
         (
             {"speculative_cascade": LOOSE | {"speed_interval": (0.9, 4.0), "speed_interval_kind": "range"}},

@@ -17,10 +17,10 @@ from cascli.analysis.distances import nats_per_answer
 from cascli.analysis.explanation import explain
 from cascli.analysis.statistics import difference_interval, rate_ratio_interval, ratio_interval
 from cascli.prompts import Prompt
-from cascli.render.answer_costs import _distances, cost_verdict, outcome, table_notes
+from cascli.render.answer_costs import ANSWERS, _distances, cost_verdict, outcome, table_notes
 from cascli.render.explanation import sentence
 from cascli.render.export import markdown
-from cascli.render.numbers import count, counted, nats, percent
+from cascli.render.numbers import bounds_text, count, counted, nats, operations, percent, rate, size
 from cascli.render.summary import lines, one_line, totals
 from cascli.render.sweep import sweep_tables
 from cascli.render.sweep_words import scatter_kinds
@@ -250,6 +250,38 @@ def test_small_numbers_are_not_shown_as_0_nor_shares_rounded_to_0_or_100() -> No
         "0%", "<1%", "<1%", "50%", ">99%", ">99%", "100%",
     ]  # fmt: skip
     assert [count(value) for value in (2.0, 2.5, 3.5, 24.0)] == ["2", "2.5", "3.5", "24"]
+    assert [rate(value) for value in (None, 0.0, 0.0012, 0.5, 0.9988, 1.0)] == [
+        "–",
+        "0.00",
+        "0.001",
+        "0.50",
+        "0.999",
+        "1.00",
+    ]
+    assert [size(value) for value in (0, 389_120, 2e6, 34e6, 1.5e9)] == ["0 MB", "0.39 MB", "2 MB", "34 MB", "1.5 GB"]
+    assert [operations(value) for value in (0.0, 4.1e5, 3.09e9)] == ["0.00", "0.00041", "3.09"]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "null", "shown"),
+    [
+        ((1.0041, 1.0598), 1, "(1.004-1.06)"),
+        ((0.46, 0.99784), 1, "(0.46-0.998)"),
+        ((0.46, 1.002), 1, "(0.46-1.00)"),
+        ((0.46, 0.99784), None, "(0.46-1.00)"),
+        ((-0.1, -0.0012), 0, "(-0.10 to -0.001)"),
+        ((-0.1, 0.0012), 0, "(-0.10 to +0.00)"),
+    ],
+)  # fmt: skip
+def test_bounds_are_on_the_side_that_their_verdict_says(bounds: tuple[float, float], null: float, shown: str) -> None:
+    assert bounds_text(bounds, "95%", null=null) == shown
+
+
+def test_a_ratio_with_a_verdict_is_not_shown_as_1() -> None:
+    costs = costs_of(ratio_of(0.998, 0.9965, 0.9995, "95%"))
+    assert outcome(costs) == "fewer calls"
+    [(shown, _)] = [(column.cell(priced("a", costs)), column) for column in ANSWERS if "against" in column.heading]
+    assert shown == "0.998x (0.997-0.9995)"
 
 
 def priced(spec: str, costs: AnswerCosts | None) -> Any:
@@ -297,7 +329,8 @@ def explained(measured: float, best: float | None, missed: float) -> Any:
         with_prompt=True, acceptance=0.5, tokens_per_round=2.0, c=0.2, v=1.1, k=2, stop=None, drafted_per_round=None,
         break_even_acceptance=0.4, best_k=4, best_k_or_more=False, best_speed_up=best, measured_over_predicted=missed,
         bottleneck=None, noise=0.1, predicted_with_overhead=None, without_it=None, predicted=1.2, overhead=None,
-        outside_per_round=None, outside_per_draft=None, expected_at_best=None if best is None else best * missed,
+        outside_per_round=None, outside_per_draft=None, measured_alone=True,
+        expected_at_best=None if best is None else best * missed,
     )  # fmt: skip
 
 
@@ -310,6 +343,9 @@ def test_an_explanation_does_not_contradict_its_verdict() -> None:
     older = explained(1.5, 1.3, 0.9)  # a document without the best speed-up
     older.best_speed_up = older.expected_at_best = None
     assert "best k 4." in sentence(older)
+    noisy = explained(0.9, 1.3, 0.7)
+    noisy.noise, noisy.predicted, noisy.best_k = 1.92, 0.95, None
+    assert "is predicted to break even at an acceptance of 0.40, no k is predicted to gain" in sentence(noisy)
     agreed = explained(0.9, 1.3, 0.7)
     agreed.predicted = agreed.predicted_speed_up = 0.95
     assert "no k is expected to gain (best k 4: 0.91x)" in sentence(agreed)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from cascli.analysis.matching import Matched
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.render.sweep import COST, estimates_table, sweep_tables
 from cascli.render.sweep_report import report
@@ -210,6 +211,56 @@ def test_findings_do_not_speak_of_strategies_that_were_left_out() -> None:
     assert said.startswith("No lossy strategy's quality differs from the target's")
 
 
+def test_no_speed_is_ranked_without_an_interval() -> None:
+    """In batches, times of answers are not independent, and nothing tells a speed from chance."""
+    target = row("target", 0.0, 0.0, 0.0, 1.0)
+    batched = {"speed_interval": None, "speed_interval_kind": None, "batch_size": 16}
+    others = [row(spec, 0.0, -0.1, 0.1, 1.5).model_copy(update=batched) for spec in ("speculative:k=4", "draft")]
+    [said] = findings([target, *others])
+    assert "cannot tell them apart" in said
+    note = "peeds are the throughput of 16 answers at once, without intervals"
+    assert note in " ".join(" ".join(table([target, *others], 80)).split())
+    assert note in report(header_of(PLAN), [target, *others], None)
+
+
+def test_findings_say_whether_all_strategies_were_judged() -> None:
+    target, same = row("target", 0.0, 0.0, 0.0, 1.0), row("draft", 0.0, -0.1, 0.1, 3.0)
+    few = row("token-cascade", -1.0, -1.0, -1.0, 2.0).model_copy(update={"quality_vs_target_interval_kind": "range"})
+    assert findings([target, same])[-1].startswith("No lossy strategy's quality differs from the target's")
+    said = findings([target, same, few])[-1]
+    assert said.startswith("No lossy strategy that can be judged differs in quality from the target by more than its")
+
+
+def test_nothing_is_found_among_a_part_of_the_strategies() -> None:
+    """`show -s` has some of them; the fastest may be another."""
+    assert findings(ROWS, header_of(PLAN)) == findings(ROWS) != []
+    assert findings([row for row in ROWS if row.strategy in ("target", "draft")], header_of(PLAN)) == []
+
+
+def test_the_front_has_only_strategies_that_answered_the_most_prompts() -> None:
+    target, draft = (row.model_copy(update={"num_prompts": 9}) for row in ROWS[:2])
+    easy = draft.model_copy(update={"strategy": "token-cascade", "quality": 1.0, "num_prompts": 3, "errors": 12})
+    assert easy not in front([target, draft, easy], lambda _: 1.0)
+    assert easy.model_copy(update={"num_prompts": 9}) in front(
+        [target, draft, easy.model_copy(update={"num_prompts": 9})], lambda _: 1.0
+    )
+
+
+def test_budgets_are_reported_wherever_the_table_is() -> None:
+    spec = "speculative-cascade:rule=opt,alpha=0.3,k=4"
+    met = Matched(rule="opt", alpha=0.3, temperature=1.0, k=4, budget=0.33, predicted=0.33, met=True)
+    [measured] = [each.target_calls_per_token for each in ROWS if (each.strategy, each.temperature) == (spec, 1.0)]
+    assert measured is not None
+    line = f"atched at 0.33 target calls per token, temperature 1: 1 of 1 rules, measured {measured:.3f}"
+    header = header_of(PLAN, budgets=[met])
+    assert line in " ".join(" ".join(table(ROWS, 80, header)).split())
+    assert line in report(header, ROWS, None)
+    view = console(100, color=False)
+    for part in sweep_tables(ROWS, "f1", view, header=header, verbose=True):
+        view.print(part)
+    assert re.search(rf"opt +alpha = 0\.3 +0\.33 +0\.330 +{measured:.3f}", view.file.getvalue())
+
+
 def test_a_difference_that_is_the_same_on_every_prompt_has_no_interval_in_words() -> None:
     target = row("target", 0.0, 0.0, 0.0, 1.0)
     equal = row("draft", 0.0, 0.0, 0.0, 2.0).model_copy(update={"quality_vs_target_interval_kind": "no scatter"})
@@ -287,11 +338,13 @@ def test_random_deferral_is_dropped_where_there_is_no_room() -> None:
     assert "random" in wide
 
 
-def test_failed_answers_form_no_category_and_are_not_compared() -> None:
+def test_failed_answers_form_no_category_of_their_own_and_are_not_compared() -> None:
     plan = plan_of()
     records = records_of(plan)
     failed = Record(cell=records[0].cell, problem=records[0].problem, error="RunError: no")
-    assert set(by_category([failed, *records[1:]], plan)) == {"writing", "maths"}
+    groups = by_category([failed, *records[1:]], plan)
+    assert set(groups) == {"writing", "maths"}
+    assert sum(row.errors for row in groups["writing"]) == 1 and not any(row.errors for row in groups["maths"])
     target = next(each for each in records if each.cell.strategy == "target")
     gone = [Record(cell=each.cell, problem=each.problem, error="no") if each is target else each for each in records]
     [before], [after] = (

@@ -135,7 +135,7 @@ class AnswerCosts(Data):
     calls_to_lossless: Ratio | None = None
     """Target calls over those of `lossless`; None without it, or if more than a tenth of the answers were cut."""
     accepted_to_lossless: float | None = None
-    """Tokens per round (1 + accepted / rounds) over those of `lossless`."""
+    """Tokens per round (1 + accepted / rounds) over those of `lossless`, for prompts and seeds that both answered."""
     withheld: str | None = None
     """Why lengths and the numbers that depend on them are withheld."""
     per_prompt: PerPrompt | None = None
@@ -244,6 +244,9 @@ def _ratio(ours: Sequence[Answered], theirs: Sequence[Answered], quantity: Calla
 
 
 def _accepted(ours: Sequence[Answered], theirs: Sequence[Answered]) -> float | None:
-    """Return the tokens per round over those of other answers."""
-    own, reference = _tokens_per_round(ours), _tokens_per_round(theirs)
+    """Return the tokens per round over those of other answers, to the prompts and seeds that both answered."""
+    both = {(each.prompt, each.seed) for each in ours} & {(each.prompt, each.seed) for each in theirs}
+    own, reference = (
+        _tokens_per_round([each for each in some if (each.prompt, each.seed) in both]) for some in (ours, theirs)
+    )
     return None if own is None or reference is None else own / reference

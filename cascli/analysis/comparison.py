@@ -332,7 +332,10 @@ def _row(repeats: Sequence[Sequence[Sequence[Run]]], column: int, base: int | No
         **_latencies(every),
         other_share=sum(each.other for each in totals) / sum(each.total for each in totals),
         flops_per_token=_per_token([m.total_flops for m in metrics], tokens),
-        weight_bytes_per_token=_per_token([m.weight_bytes_read for m in metrics], tokens),
+        # Answers of a batch share the passes that read weights.
+        weight_bytes_per_token=_per_token([m.weight_bytes_read for m in metrics], tokens)
+        if runs[0].batch_size == 1
+        else None,
         peak_memory_bytes=max((run.metrics.peak_memory_bytes or 0 for run in every), default=0) or None,
         costs=answer_costs(runs[0].spec, answers),
     )

@@ -95,8 +95,8 @@ class Explanation(Data):
     noise: float | None = None
     """Relative difference of measured and predicted that counts as noise: the observed spread, at least 0.1."""
     bottleneck: str | None
-    """What limits the speed most; None if unknown: measured and predicted differ by more than `noise`, or `noise` is
-    above 0.3."""
+    """What limits the speed most; None if unknown: steps were not timed apart from the runs, measured and predicted
+    differ by more than `noise`, or `noise` is above 0.3."""
     without_it: float | None
     """Predicted speed-up without the bottleneck; reports multiply it by `measured_speed_up` over
     `predicted_with_overhead`, to show what to expect."""
@@ -186,7 +186,8 @@ def account(
     noise = max(NOISE, noise or 0.0, 0.0 if profile is None else profile.spread)
     expected = gains.with_overhead(k)
     agrees = noise <= TOO_NOISY and max(measured / expected, expected / measured) - 1 <= noise
-    bottleneck, without_it = gains.bottleneck(k) if agrees else (None, None)
+    # A prediction from the runs' own times agrees with them whatever the cause is.
+    bottleneck, without_it = gains.bottleneck(k) if agrees and profile is not None else (None, None)
     return Explanation(
         strategy=drafting[0].spec,
         acceptance=gains.acceptance,

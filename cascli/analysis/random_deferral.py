@@ -36,7 +36,8 @@ def against_random(
         draft: results of the draft model alone, by prompt.
 
     Returns:
-        The difference and its interval; None without a common prompt, or if the exact answers made no target call.
+        The difference and its interval, if there are prompts enough for one; None without a common prompt, or if the
+        exact answers made no target call.
     """
     prompts = sorted(rule.keys() & exact.keys() & draft.keys())
     calls = fmean(exact[each].calls for each in prompts) if prompts else 0.0
@@ -52,4 +53,6 @@ def against_random(
         - slope * (rule[each].calls - share * exact[each].calls)
         for each in prompts
     ]
-    return fmean(differences), difference_interval(differences)
+    interval = difference_interval(differences)
+    # These are not the prompts' own differences, so of too few prompts for an interval there is no range either.
+    return fmean(differences), None if interval is not None and interval.kind == "range" else interval

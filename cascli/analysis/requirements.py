@@ -70,14 +70,14 @@ class Requirement(NamedTuple):
         return cls(f"{name}{expected_sign}{bound}", name, value)
 
 
-def apart(value: float, bound: float, digits: int) -> str:
-    """Return a number with these digits, or as many more as show on which side of a bound it is.
+def apart(value: float, bound: float, digits: int, sign: str = "") -> str:
+    """Return a number with these digits, or as many more as show on which side of a bound it is; `sign` may be "+".
 
     >>> apart(1.199, 1.2, 2)
     '1.199'
     """
     for more in range(digits, MOST_DIGITS):
-        text = f"{value:.{more}f}"
+        text = f"{value:{sign}.{more}f}"
         if (float(text) < bound, float(text) > bound) == (value < bound, value > bound):
             return text
     return repr(value)

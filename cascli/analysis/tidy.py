@@ -182,7 +182,7 @@ def _answer(run: Run) -> Record:
         "tested_acceptance_rate": m.num_accepted_draft_tokens / tested if tested else None,
         "looped_share": _over(m.looped_tokens, tokens),
         "flops_per_token": _over(m.total_flops, tokens),
-        "weight_bytes_per_token": _over(m.weight_bytes_read, tokens),
+        "weight_bytes_per_token": _over(m.weight_bytes_read, tokens) if run.batch_size == 1 else None,
         **distance_columns(m.distances, 1),
     }
 

@@ -61,7 +61,9 @@ def of_comparison(whole: Comparison, names: Sequence[str], prompt: str | None) -
         "summary": [row for row in rows if selected(row.strategy)],
         "categories": _of_groups(whole.categories, selected),
         "repeats": [[each for each in repeat if selected(each.strategy)] for repeat in repeats],
-        "explanation": None,  # covered all strategies and prompts
+        "explanation": None,  # covered all strategies and prompts, as do the next
+        "draft_lengths": [],
+        "spread": None,
     }
     return whole.model_copy(update=parts)
 

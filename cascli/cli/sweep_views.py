@@ -135,7 +135,6 @@ def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> 
     from rich.console import Group
 
     from cascli.files import write
-    from cascli.render.matching import budget_lines
     from cascli.render.numbers import counted
     from cascli.render.sweep import category_tables, sweep_tables
     from cascli.render.sweep_report import report
@@ -160,10 +159,6 @@ def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> 
         first = next(record for record in records.read() if record.error is not None)
         what = counted(failed, "answer failed and is", "answers failed and are")
         screen.note(f"{what} excluded from all numbers: {first.problem}: {first.error}")
-    for line in budget_lines(
-        header.budgets, {(row.strategy, row.temperature): row.target_calls_per_token for row in rows}
-    ):
-        screen.note(line)
     # Files come after the table, and the figure after the numbers, so that a full disk hides no result.
     write(records.folder / "results.csv", csv_of(tidy_rows(rows, header)))
     if header.plan.by is not None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cascli.analysis.answer_costs import BY_THE_LIMIT, AnswerCosts, Ratio
 from cascli.analysis.distances import efficiency, nats_per_answer, out_of_head_rate, waste
+from cascli.analysis.requirements import apart
 from cascli.analysis.statistics import FEWEST
 from cascli.render.columns import Column, on_a_page, table_of
 from cascli.render.console import unicode_ok
@@ -31,8 +32,8 @@ def _of_costs(fill: Callable[[AnswerCosts], str]) -> Callable[[Priced], str]:
 def _ratio(ratio: Ratio | None, *, bounds: bool = True) -> str:
     if ratio is None:
         return DASH
-    text = f"{ratio.of_means:.2f}x"
-    return f"{text} {bounds_text(ratio.interval, ratio.interval_kind)}".rstrip() if bounds else text
+    text = f"{apart(ratio.of_means, 1, 2) if ratio.differs else number(ratio.of_means)}x"
+    return f"{text} {bounds_text(ratio.interval, ratio.interval_kind, null=1)}".rstrip() if bounds else text
 
 
 CLEAR = ("fewer calls", "more calls")
@@ -170,10 +171,11 @@ def cost_verdict(rows: Sequence[Priced], *, fancy: bool = True) -> str | None:
     row, costs, ratio = min(clear, key=lambda each: each[2].of_means)
     if ratio.of_means < 1:
         with_length = "" if costs.length is None else f", with answers {_as_long(costs.length)}"
-        least = all(
-            costs.target_calls_per_answer <= each.costs.target_calls_per_answer
-            for each in rows
-            if each.costs is not None and each.strategy != "draft"
+        others = [each for each in rows if each.costs is not None and each.strategy != "draft"]
+        # Means over other answers, where some failed or are still missing, do not tell which strategy calls it least.
+        least = len({each.conversations for each in others}) == 1 and all(
+            each.costs is not None and costs.target_calls_per_answer <= each.costs.target_calls_per_answer
+            for each in others
         )
         how = "calls the target least:" if least else "needs only"
         clauses.append(f"{_name(row, fancy)} {how} {_calls(ratio)}{with_length}")

@@ -12,7 +12,7 @@ from rich.text import Text
 from cascli.render.columns import Column, on_a_page
 from cascli.render.console import plain_table, unicode_ok
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, count, counted, number, tv
+from cascli.render.numbers import DASH, bounds_text, count, counted, number, rate, tv
 from cascli.render.table import speed_text
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ def _calls(row: Priced) -> str:
 
 
 def _quality(row: Priced) -> str:
-    return number(getattr(row, "quality", None))
+    """The mean score in a sweep, with its bounds over the category's prompts."""
+    value, bounds, kind = (getattr(row, f"quality{end}", None) for end in ("", "_interval", "_interval_kind"))
+    return f"{number(value)} {bounds_text(bounds, kind)}".rstrip()
 
 
 COLUMNS: list[Column[Priced]] = [
-    Column("drafts\npassed", lambda row: number(row.tested_acceptance_rate)),
+    Column("drafts\npassed", lambda row: rate(row.tested_acceptance_rate)),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
     Column("calls\nper\nprompt", _calls),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target)),

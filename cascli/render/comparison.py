@@ -91,7 +91,7 @@ def _print_all_figures(comparison: Comparison, out: Console) -> None:
     if over_prompts is not None:
         _print(out, Group("", over_prompts))
     if comparison.matching is not None:
-        out.print(Group("", matching_table(comparison.matching, calls_of(comparison))))
+        out.print(Group("", matching_table(comparison.matching.matched, calls_of(comparison))))
     for table in tables(rows, out):
         out.print(Group("", table))
 

@@ -6,7 +6,7 @@ from cascli.analysis.draft_length import DraftLength, FixedLength
 from cascli.analysis.explanation import TOO_NOISY, Explanation
 from cascli.analysis.profile import Profile
 from cascli.render.marks import short_name
-from cascli.render.numbers import seconds
+from cascli.render.numbers import rate, seconds
 from cascli.render.verdict import SAME
 
 NOISY = 0.2
@@ -27,7 +27,8 @@ def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) ->
     extrapolated = " (extrapolated)" if why.v_extrapolated else ""
     where = (" in tokens per second" if by_token else "") + ("" if why.with_prompt else " after the prompt")
     return (
-        f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}, predicted"
+        f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where},"
+        f" {'predicted' if why.measured_alone else 'and from the times of its own steps'}"
         f" {why.predicted:.2f}x.{slower} {_passed(why)}"
         f" {why.tokens_per_round:.1f} tokens per round; {_costs(why)}{extrapolated} target steps."
         f"{_outside(why)} {_block(why)} {_cause(why)}"
@@ -37,7 +38,7 @@ def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) ->
 def _passed(why: Explanation) -> str:
     if why.acceptance is None:
         return "Checked as blocks, drafts give"
-    return f"{why.acceptance:.2f} of the tested drafts pass, which gives"
+    return f"{rate(why.acceptance)} of the tested drafts pass, which gives"
 
 
 def _block(why: Explanation) -> str:
@@ -68,10 +69,10 @@ def _outside(why: Explanation) -> str:
 
 
 def _need(why: Explanation) -> str:
-    """Where this k breaks even; called a prediction where the measurement is on the other side of 1."""
+    """Where this k breaks even; called a prediction where the measurement is on the other side of 1, or too noisy."""
     need = why.break_even_acceptance
     gains_anyway = need is not None and need < 0.005  # where a check, as measured, costs less than a step
-    if (why.measured_speed_up > 1) != (why.predicted > 1):
+    if (why.measured_speed_up > 1) != (why.predicted > 1) or _too_noisy(why):
         if gains_anyway:
             return "is predicted to gain at any acceptance"
         where = "never to break even" if need is None else f"to break even at an acceptance of {need:.2f}"
@@ -82,8 +83,10 @@ def _need(why: Explanation) -> str:
 
 
 def _best(why: Explanation) -> str:
+    longer = "" if why.measured_alone else f" up to {why.k}"  # others were not timed
     if why.best_k is None:
-        return "no k is predicted to gain" if why.measured_speed_up > 1 else "no k gains"
+        predicted = why.measured_speed_up > 1 or _too_noisy(why)
+        return f"no k{longer} is predicted to gain" if predicted else f"no k{longer} gains"
     more = " or more" if why.best_k_or_more else ""
     expected = why.expected_at_best
     if expected is None or why.best_speed_up is None:
@@ -98,11 +101,17 @@ def _best(why: Explanation) -> str:
     return f"best k {why.best_k}{more} ({expected:.2f}x{assumed})"
 
 
+def _too_noisy(why: Explanation) -> bool:
+    return why.noise is not None and why.noise > TOO_NOISY
+
+
 def _cause(why: Explanation) -> str:
     """What holds it back, named only if measured and predicted agree."""
     if why.bottleneck is None:
-        if why.noise is not None and why.noise > TOO_NOISY:
-            return f"Timings differ by {why.noise:.0%} here, which is too noisy to name a cause."
+        if not why.measured_alone:
+            return "Steps were not timed on their own, so no cause is named."
+        if _too_noisy(why):
+            return f"Timings differ by {why.noise or 0.0:.0%} here, which is too noisy to name a cause."
         noise = "" if why.noise is None else f" ({why.noise:.0%})"
         return f"Measured and predicted differ by more than the noise{noise}, so no cause is named."
     # As for the best k: what was measured may differ a little from what was predicted for it.

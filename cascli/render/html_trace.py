@@ -15,7 +15,7 @@ from typing import Any
 from cascli.analysis.comparison import Comparison, Row, uncompared
 from cascli.render.comparison import by_prompt, interrupted_line, notes, pair_line
 from cascli.render.marks import short_name, visible
-from cascli.render.numbers import DASH, number, tv, yes_no
+from cascli.render.numbers import DASH, number, rate, tv, yes_no
 from cascli.render.stream import describe_handover
 from cascli.render.table import scatter_line, speed_text
 from cascli.render.trace import divergence, target_of
@@ -114,7 +114,7 @@ def _row(row: Row, runs: Sequence[Run]) -> list[str]:
         str(row.tokens),
         _endings(runs),
         number(row.target_calls_per_token),
-        number(row.tested_acceptance_rate),
+        rate(row.tested_acceptance_rate),
         tv(row.mean_tv_to_target),
         yes_no(row.lossless),
         yes_no(row.same_as_target),

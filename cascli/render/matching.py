@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.table import Table
 
 from cascli.analysis.comparison import Comparison
-from cascli.analysis.matching import MISS, Matched, Matching, met
+from cascli.analysis.matching import MISS, Matched, met
 from cascli.render.numbers import counted
+from cascli.sweeps.table import SweepRow
 
 Calls = Mapping[tuple[str, float], float | None]
 """Measured target calls per token, by strategy and temperature."""
@@ -50,7 +51,12 @@ def budget_lines(matched: Sequence[Matched], calls: Calls) -> Iterator[str]:
         yield line if measured else f"{line} rules"
 
 
-def matching_table(matching: Matching, calls: Calls) -> Table:
+def calls_of_sweep(rows: Sequence[SweepRow]) -> Calls:
+    """The measured calls of a sweep's strategies."""
+    return {(row.strategy, row.temperature): row.target_calls_per_token for row in rows}
+
+
+def matching_table(matched: Sequence[Matched], calls: Calls) -> Table:
     """One line per rule and budget; no measured calls for a rule that is out of reach."""
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
     for name in ("rule", "setting"):
@@ -58,7 +64,7 @@ def matching_table(matching: Matching, calls: Calls) -> Table:
     for name in ("budget", "predicted", "measured"):
         table.add_column(name, justify="right")
     table.add_column("", overflow="fold", style="dim")
-    for each in matching.matched:
+    for each in matched:
         measured = calls.get((each.spec, each.temperature)) if each.met else None
         shown = "" if measured is None else f"{measured:.3f}"
         figures = (f"{each.budget:g}", f"{each.predicted:.3f}", shown)

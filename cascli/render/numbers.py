@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cascli.analysis.percentiles import Percentiles
+from cascli.analysis.requirements import apart
 from cascli.analysis.statistics import IntervalKind
 
 DASH = "–"
@@ -20,13 +21,31 @@ def yes_no(value: bool | None) -> str:
     return DASH if value is None else ("yes" if value else "no")
 
 
-def bounds_text(bounds: tuple[float, float] | None, kind: IntervalKind | None, *, signed: bool = False) -> str:
-    """Two bounds in the brackets of their kind: ( ) an interval, [ ] a range; empty if all values are the same."""
+def bounds_text(bounds: tuple[float, float] | None, kind: IntervalKind | None, *, null: float | None = None) -> str:
+    """Two bounds in the brackets of their kind: ( ) an interval, [ ] a range; empty if all values are the same.
+
+    `null` is what the value would be if nothing differed: 1 for a ratio, 0 for a difference. Bounds that exclude it
+    have as many digits as show that.
+    """
     if bounds is None or kind == "no scatter":
         return ""
-    low, high = (f"{each:+.2f}" if signed else f"{each:.2f}" for each in bounds)
-    text = f"{low} to {high}" if signed else f"{low}-{high}"
+    text = bounds_apart(bounds, null)
     return f"[{text}]" if kind == "range" else f"({text})"
+
+
+def bounds_apart(bounds: tuple[float, float], null: float | None, to: str | None = None) -> str:
+    """Two bounds, on the side of `null` on which they are; a difference's are signed."""
+    sign = "+" if null == 0 else ""
+    excluded = null is not None and not bounds[0] <= null <= bounds[1]
+    low, high = (apart(each, null or 0.0, 2, sign) if excluded else f"{each:{sign}.2f}" for each in bounds)
+    return f"{low}{to or (' to ' if sign else '-')}{high}"
+
+
+def rate(value: float | None) -> str:
+    """A share as a fraction; only none is 0.00 and only all is 1.00."""
+    if value is None:
+        return DASH
+    return apart(value, round(value), 2)
 
 
 def seconds(value: float | None) -> str:
@@ -86,8 +105,17 @@ def counted(number: int, one: str, several: str | None = None) -> str:
     return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
+def operations(count: float | None) -> str:
+    """Floating point operations, in billions; few ones keep two significant digits."""
+    if count is None:
+        return DASH
+    return f"{count / 1e9:.2f}" if count >= 1e8 or count == 0 else f"{count / 1e9:.2g}"
+
+
 def size(count: float | None) -> str:
     """Bytes."""
     if count is None:
         return DASH
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 or count == 0 else f"{count / 1e6:.2g} MB"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cascli.analysis.comparison import summarise
 from cascli.errors import plain
-from cascli.render.numbers import DASH, counted, number, seconds, size, tv, yes_no
+from cascli.render.numbers import DASH, counted, number, rate, seconds, size, tv, yes_no
 from cascli.trace import ExitInfo, Run
 
 
@@ -23,7 +23,7 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         drafted, rounds = counted(m.num_draft_tokens, "drafted token"), counted(m.num_rounds, "round")
         yield (
             f"{m.num_accepted_draft_tokens} of {drafted} accepted in {rounds}"
-            f" ({number(m.draft_acceptance_rate)}), mean acceptance length {number(m.mean_acceptance_length)}"
+            f" ({rate(m.draft_acceptance_rate)}), mean acceptance length {number(m.mean_acceptance_length)}"
         )
     if m.shared_mass is not None:
         yield f"q(I), the draft's mass on tokens in both vocabularies: {number(m.shared_mass)}"
@@ -108,7 +108,7 @@ def totals(runs: Sequence[Run]) -> str:
     together = f", {runs[0].batch_size} at once" if runs[0].batch_size > 1 else ""
     parts = [f"target calls per token {number(row.target_calls_per_token)}", f"mean TV {tv(row.mean_tv_to_target)}"]
     if row.tested_acceptance_rate is not None:
-        parts.insert(0, f"{number(row.tested_acceptance_rate)} of the tested drafts accepted")
+        parts.insert(0, f"{rate(row.tested_acceptance_rate)} of the tested drafts accepted")
     return (
         f"{answers}: {row.tokens:,} {'token' if row.tokens == 1 else 'tokens'} in {seconds(row.seconds)}"
         f" ({number(row.tokens_per_second, 1)}/s{together}), {number(row.mean_answer_tokens, 1)} each{cut}\n"
@@ -122,7 +122,7 @@ def _details(run: Run) -> Iterator[str]:
         counts = ", ".join(f"{kept}: {count}" for kept, count in enumerate(m.acceptance_histogram))
         yield f"rounds by accepted tokens: {counts}"
     if m.per_position_acceptance is not None:
-        yield f"acceptance by position: {', '.join(number(share) for share in m.per_position_acceptance)}"
+        yield f"acceptance by position: {', '.join(rate(share) for share in m.per_position_acceptance)}"
     pair = run.pair
     yield f"pair {pair.name}: {pair.dtypes} on {pair.target.device}"
     both = pair.draft is not None

@@ -14,9 +14,11 @@ from cascli.render.categories import category_table
 from cascli.render.columns import Column, ever_fewer, table_of
 from cascli.render.console import fits, fitted, plain_table, unicode_ok, wrap_names
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, bounds_text, counted, number, tv
+from cascli.render.matching import budget_lines, calls_of_sweep, matching_table
+from cascli.render.numbers import DASH, bounds_text, counted, number, rate, tv
 from cascli.render.sweep_words import (
     answers_vary,
+    batches,
     caution,
     differences,
     findings,
@@ -48,7 +50,7 @@ COST: list[Column[SweepRow]] = [
     Column("speed", speed_text),
     Column("tok/s", lambda row: number(row.tokens_per_second, 1), expendable=2),
     Column("target\ncalls", lambda row: number(row.target_calls_per_token, 3)),
-    Column("drafts\npassed", lambda row: number(passed(row)), always=False),
+    Column("drafts\npassed", lambda row: rate(passed(row)), always=False),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length), always=False),
     Column("deferral\nrate", lambda row: number(row.deferral_rate), expendable=1, always=False),
     Column("mean\nTV", lambda row: tv(row.mean_tv)),
@@ -95,11 +97,13 @@ def sweep_tables(
         outcome = cost_verdict(here, fancy=unicode_ok(console))
         shown += ["", Text(outcome, style="bold")] if outcome is not None else []
     shown += [part for sentence in findings(rows, header) for part in ("", Text(sentence, style="bold"))]
+    budgets, calls = header.budgets if header is not None else [], calls_of_sweep(rows)
+    shown += ["", matching_table(budgets, calls)] if budgets and verbose else []
     more = [f"{whole} has more columns"] if short else []
     greedy = None if 0 in temperatures and len(temperatures) > 1 else temperatures == [0]
     costs = table_notes(rows, greedy=greedy) if any(row.costs for row in rows) else ""
-    notes = ["; ".join([*_counts(rows), *_batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
-    notes += [differences(header) or "", unfinished(header) or ""]
+    notes = ["; ".join([*_counts(rows), *batches(rows), *scatter_kinds(rows), *more]), costs, caution(rows) or ""]
+    notes += [*budget_lines(budgets, calls), differences(header) or "", unfinished(header) or ""]
     return [*shown, "", *(Text(note, style="dim") for note in notes if note)]
 
 
@@ -113,21 +117,13 @@ def category_tables(groups: Mapping[str, Sequence[SweepRow]], metric: str, conso
         shown.append(category_table(here, console, metric))
     if shown:
         every = [row for rows in groups.values() for row in rows]
-        shown += ["", Text("; ".join(scatter_kinds(every)), style="dim")]
+        shown += ["", Text("; ".join(scatter_kinds(every, differences=False)), style="dim")]
     return shown
 
 
 def _counts(rows: Sequence[SweepRow]) -> list[str]:
     """The number of answers behind the numbers, if it is the same for all."""
     return [] if answers_vary(rows) else [f"{counted(rows[0].answers, 'answer')} per strategy"]
-
-
-def _batches(rows: Sequence[SweepRow]) -> list[str]:
-    """What the speeds measure, unless answers were made one at a time."""
-    sizes = {row.batch_size for row in rows if row.answers}
-    if any(row.batch_size is None and row.seconds and row.tokens_per_second is None for row in rows):
-        return ["no speeds where answers came from batches of different sizes"]
-    return [f"speeds are the throughput of {size} answers at once" for size in sizes if size and size > 1]
 
 
 def _parts(rows: Sequence[SweepRow], metric: str, console: Console) -> tuple[list[RenderableType], bool]:
@@ -201,12 +197,12 @@ def _with_scatter(row: SweepRow) -> str:
 def _against_random(row: SweepRow) -> str:
     if row.quality_vs_random is None:
         return DASH
-    bounds = bounds_text(row.quality_vs_random_interval, row.quality_vs_random_interval_kind, signed=True)
+    bounds = bounds_text(row.quality_vs_random_interval, row.quality_vs_random_interval_kind, null=0)
     return f"{row.quality_vs_random:+.3f} {bounds}".rstrip()
 
 
 def _difference(row: SweepRow) -> str:
     if row.quality_vs_target is None or row.strategy == TARGET:
         return DASH
-    bounds = bounds_text(row.quality_vs_target_interval, row.quality_vs_target_interval_kind, signed=True)
+    bounds = bounds_text(row.quality_vs_target_interval, row.quality_vs_target_interval_kind, null=0)
     return f"{row.quality_vs_target:+.3f} {bounds}".rstrip()

@@ -7,9 +7,20 @@ from importlib.resources import files
 from pathlib import Path
 
 from cascli.render.html_text import section, text
+from cascli.render.matching import budget_lines, calls_of_sweep
 from cascli.render.sweep_report_samples import samples_of
 from cascli.render.sweep_report_tables import categories_table, strategies_table
-from cascli.render.sweep_words import caution, day_of, differences, findings, pair_of, summary, title_of, unfinished
+from cascli.render.sweep_words import (
+    batches,
+    caution,
+    day_of,
+    differences,
+    findings,
+    pair_of,
+    summary,
+    title_of,
+    unfinished,
+)
 from cascli.sweeps.records import Header, Record
 from cascli.sweeps.samples import samples
 from cascli.sweeps.table import SweepRow, by_category
@@ -64,7 +75,16 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
 
 def _finding_paragraphs(rows: Sequence[SweepRow], header: Header) -> str:
     """What follows from the table, and warnings about what does not."""
-    sentences = (*findings(rows, header), caution(rows), differences(header), unfinished(header))
+    speeds = [f"{each[:1].upper()}{each[1:]}." for each in batches(rows)]
+    budgets = budget_lines(header.budgets, calls_of_sweep(rows))
+    sentences = (
+        *findings(rows, header),
+        *speeds,
+        *(f"{each[:1].upper()}{each[1:]}." for each in budgets),
+        caution(rows),
+        differences(header),
+        unfinished(header),
+    )
     return "\n".join(f"<p>{text(sentence)}</p>" for sentence in sentences if sentence is not None)
 
 

@@ -10,7 +10,7 @@ from cascli.render.marks import short_name
 from cascli.render.numbers import counted, number
 from cascli.render.table import speed_text
 from cascli.settings import TARGET
-from cascli.sweeps.plan import TaskConfig
+from cascli.sweeps.plan import TaskConfig, with_strategies
 from cascli.sweeps.records import Header
 from cascli.sweeps.table import SweepRow, is_lossless
 from cascli.weights.prompt_sets import SETS
@@ -78,8 +78,11 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
 def findings(rows: Sequence[SweepRow], header: Header | None = None) -> list[str]:
     """For each temperature: the fastest lossless and lossy strategies, and which quality differences are beyond chance.
 
-    Empty if there are too few prompts to tell; without the fastest if answers were timed on different machines.
+    Empty if there are too few prompts to tell, or if not all strategies are among the rows; without the fastest if
+    answers were timed on different machines.
     """
+    if header is not None and not planned(header) <= {row.strategy for row in rows}:
+        return []
     found = (_beyond_chance,) if differences(header) else (_fastest_lossless, _fastest_lossy, _beyond_chance)
     if not any(row.quality_interval_kind == "95%" for row in rows):
         return []
@@ -93,6 +96,11 @@ def findings(rows: Sequence[SweepRow], header: Header | None = None) -> list[str
                 text = at + sentence
                 sentences.append(text[:1].upper() + text[1:])
     return sentences
+
+
+def planned(header: Header) -> set[str]:
+    """Every strategy of a sweep, with those that later calls added."""
+    return set(with_strategies(header.plan, header.added()).specs())
 
 
 def differences(header: Header | None) -> str | None:
@@ -186,21 +194,24 @@ def _by_chance(row: SweepRow) -> bool:
 
 
 def _has_speed(row: SweepRow) -> bool:
-    """Whether its speed counts: not if it failed on some prompts, which may be the hard ones."""
-    return bool(row.speed_vs_target) and not row.errors
+    """Whether its speed counts: not without an interval, nor if it failed on some prompts, maybe the hard ones."""
+    return bool(row.speed_vs_target) and row.speed_interval is not None and not row.errors
 
 
 def _beyond_chance(rows: Sequence[SweepRow]) -> str | None:
     """How many differences to the target's quality exceed their interval; lossless ones are chance and not counted."""
-    judged = [row for row in rows if row.strategy != TARGET and not is_lossless(row) and _is_judged(row)]
+    lossy = [row for row in rows if row.strategy != TARGET and not is_lossless(row)]
+    judged = [row for row in lossy if _is_judged(row)]
     if not judged:
         return None
     beyond = [row for row in judged if is_beyond_chance(row)]
     if not beyond:
-        return (
-            "no lossy strategy's quality differs from the target's by more than its 95% interval:"
-            " these prompts cannot tell them apart."
+        some = len(judged) < len(lossy)
+        which = (
+            "no lossy strategy that can be judged differs in quality" if some else "no lossy strategy's quality differs"
         )
+        whose = "the target" if some else "the target's"
+        return f"{which} from {whose} by more than its 95% interval: these prompts cannot tell them apart."
     names = [short_name(row.strategy) for row in beyond[:3]]
     more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
     verb = "differs" if len(beyond) == 1 else "differ"
@@ -247,9 +258,19 @@ def answers_vary(rows: Sequence[SweepRow]) -> bool:
     return any(row.errors for row in rows) or len({row.answers for row in rows}) > 1
 
 
-def scatter_kinds(rows: Sequence[SweepRow]) -> list[str]:
-    """What the brackets of qualities, differences and speeds mean, for the foot of a table."""
-    kinds = {row.quality_interval_kind for row in rows} | {row.quality_vs_target_interval_kind for row in rows}
+def batches(rows: Sequence[SweepRow]) -> list[str]:
+    """What the speeds measure, unless answers were made one at a time."""
+    sizes = {row.batch_size for row in rows if row.answers}
+    if any(row.batch_size is None and row.seconds and row.tokens_per_second is None for row in rows):
+        return ["no speeds where answers came from batches of different sizes"]
+    several = sorted(size for size in sizes if size and size > 1)
+    return [f"speeds are the throughput of {size} answers at once, without intervals" for size in several]
+
+
+def scatter_kinds(rows: Sequence[SweepRow], *, differences: bool = True) -> list[str]:
+    """What the brackets of qualities, differences (if they are shown) and speeds mean, for the foot of a table."""
+    kinds = {row.quality_interval_kind for row in rows}
+    kinds |= {row.quality_vs_target_interval_kind for row in rows} if differences else set()
     alike = "no scatter" in kinds
     kinds |= {row.speed_interval_kind for row in rows}
     words = {"95%": "( ): 95% interval over prompts", "range": "[ ]: lowest to highest prompt"}

@@ -12,7 +12,18 @@ from cascli.analysis.comparison import Row
 from cascli.render.columns import Column, on_a_page, table_of
 from cascli.render.console import fits, fitted, unicode_ok
 from cascli.render.marks import heading, short_name
-from cascli.render.numbers import DASH, bounds_text, number, percentile_text, seconds, size, tv, yes_no
+from cascli.render.numbers import (
+    DASH,
+    bounds_text,
+    number,
+    operations,
+    percentile_text,
+    rate,
+    seconds,
+    size,
+    tv,
+    yes_no,
+)
 from cascli.settings import TARGET
 
 if TYPE_CHECKING:
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
 def speed_text(row: Priced) -> str:
     """The speed over the target's, with its bounds if it scatters."""
     text = number(row.speed_vs_target, 2, "x")
-    return f"{text} {bounds_text(row.speed_interval, row.speed_interval_kind)}".rstrip()
+    return f"{text} {bounds_text(row.speed_interval, row.speed_interval_kind, null=1)}".rstrip()
 
 
 KINDS = {"95%": "( ) 95% interval over", "range": "[ ] range over"}
@@ -61,7 +72,7 @@ PAGE: list[Column[Row]] = [
     Column("tok/s", lambda row: number(row.tokens_per_second, 1), expendable=1),
     Column("tokens", _tokens, expendable=7),
     Column("target\ncalls", lambda row: number(row.target_calls_per_token), expendable=2),
-    Column("drafts\npassed", lambda row: number(row.tested_acceptance_rate), expendable=4),
+    Column("drafts\npassed", lambda row: rate(row.tested_acceptance_rate), expendable=4),
     Column("q(I)", lambda row: number(row.shared_mass), expendable=5),
     Column("mean\nTV", lambda row: tv(row.mean_tv_to_target), expendable=6),
     Column("loss-\nless", lambda row: yes_no(row.lossless), expendable=3),
@@ -75,7 +86,7 @@ COST: list[Column[Row]] = [
     Column("draft calls\nper token", lambda row: number(row.draft_calls_per_token)),
 ]
 LAW: list[Column[Row]] = [
-    Column("drafts\npassed", lambda row: number(row.tested_acceptance_rate)),
+    Column("drafts\npassed", lambda row: rate(row.tested_acceptance_rate)),
     Column("q(I)", lambda row: number(row.shared_mass)),
     Column("accept\nlength", lambda row: number(row.mean_acceptance_length)),
     Column("deferral\nrate", lambda row: number(row.deferral_rate)),
@@ -94,7 +105,7 @@ TIMES: list[Column[Row]] = [
     Column("later token\np50 / p90 / p99", _times("seconds_per_token")),
     Column("round\np50 / p90 / p99", _times("round_seconds")),
     Column("outside\nmodels", lambda row: number(row.other_share)),
-    Column("GFLOP\nper token", lambda row: number(None if row.flops_per_token is None else row.flops_per_token / 1e9)),
+    Column("GFLOP\nper token", lambda row: operations(row.flops_per_token)),
     Column("weights read\nper token", lambda row: size(row.weight_bytes_per_token)),
     Column("peak\nmemory", lambda row: size(row.peak_memory_bytes)),
 ]

@@ -48,7 +48,7 @@ def _as_fast(row: Row) -> str:
     speed = _speed(row)
     if abs(speed - 1) <= SAME:
         return "about as fast"
-    return f"{speed:.1f}x as fast" if speed > 1 else f"only {speed:.2f}x as fast"
+    return f"{speed:.{1 if speed >= 1.5 else 2}f}x as fast" if speed > 1 else f"only {speed:.2f}x as fast"
 
 
 def _by_chance(row: Row) -> str:

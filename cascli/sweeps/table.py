@@ -321,10 +321,12 @@ def _answered(records: Iterable[Record]) -> list[Answered]:
 
 def by_category(records: Iterable[Record], plan: SweepPlan | None = None) -> dict[str, list[SweepRow]]:
     """Rows of each category of prompts, in the order in which categories appear; empty if there are fewer than two."""
+    every = list(records)
+    # Older records of failed answers are without their prompt's category.
+    known = {record.problem: record.category for record in every if record.error is None}
     groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        if record.error is None:
-            groups[record.category].append(record)
+    for record in every:
+        groups[known.get(record.problem, record.category)].append(record)
     return {name: rows(group, plan) for name, group in groups.items()} if len(groups) > 1 else {}
 
 
@@ -550,8 +552,13 @@ def calls_per_answer(row: SweepRow) -> float | None:
 
 
 def front(rows: Sequence[SweepRow], cost: Callable[[SweepRow], float | None] = calls_per_answer) -> list[SweepRow]:
-    """The Pareto front: rows that no other row beats in quality at the same or a lower cost; cheapest first."""
-    known = [(value, row) for row in rows if row.quality is not None and (value := cost(row)) is not None]
+    """The Pareto front: rows that no other row beats in quality at the same or a lower cost; cheapest first.
+
+    Rows that failed on prompts which others answered are not on it: those may be the hard ones.
+    """
+    valued = [(value, row) for row in rows if row.quality is not None and (value := cost(row)) is not None]
+    most = max((row.num_prompts or row.answers for _, row in valued), default=0)
+    known = [(value, row) for value, row in valued if (row.num_prompts or row.answers) == most]
     ordered = sorted(known, key=lambda each: (each[0], -(each[1].quality or 0.0)))
     best, kept = -1.0, []
     for _, row in ordered:

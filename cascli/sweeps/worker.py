@@ -136,7 +136,9 @@ class Worker:
         except torch.AcceleratorError as error:
             raise RunError(f"the device failed, which ends this process: {error}") from None
         except Exception as error:  # however an answer or its judgement fails, the others go on
-            return Record(cell=cell, problem=problem.id, error=f"{type(error).__name__}: {error}")
+            return Record(
+                cell=cell, problem=problem.id, category=problem.category, error=f"{type(error).__name__}: {error}"
+            )
         return record_of(cell, problem, runs, quality, likelihood).model_copy(update={"counts": counts})
 
     def _warm_up(self, cell: Cell, problem: Example, pair: Pair) -> None:
