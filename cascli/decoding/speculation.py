@@ -88,6 +88,7 @@ def speculate(
     stopping: Stopping | None = None,
     on_host: bool = True,
     late: bool = False,
+    planned: bool = False,
 ) -> Iterator[Round]:
     """Yield rounds of at most `k` drafted tokens until the session is finished.
 
@@ -100,6 +101,8 @@ def speculate(
         stopping: ends drafts earlier; never by default.
         on_host: see `step_by_step.by_steps`.
         late: see `asks_late`.
+        planned: whether the drafter plans a round at its start, with a q that is certain of each token; a stop then
+            cuts the plan.
 
     Raises:
         RunError: a third-party rule, drafter or stop returned something invalid.
@@ -111,7 +114,7 @@ def speculate(
     while not s.finished:
         room = min(k, s.remaining - 1)
         most = max(0, min(stopping.most(room), room))
-        block, read = _drafts(s, most, rule, propose, stopping, late=late, on_host=on_host)
+        block, read = _drafts(s, most, rule, propose, stopping, late=late, on_host=on_host, planned=planned)
         start, n = s.length, block.tokens.shape[0]
         if n > most or block.q.shape[0] not in (n, n + 1) or block.q.shape != block.q1.shape:
             raise TypeError(f"a block of {n} tokens and q {[*block.q.shape]}, but at most {most} were requested")
@@ -166,7 +169,7 @@ def asks_late(rule: Rule, draft: Runner, device: torch.device, *, captures: bool
 
 
 def _drafts(
-    s: Session, n: int, rule: Rule, propose: Propose, stopping: Stopping, *, late: bool, on_host: bool
+    s: Session, n: int, rule: Rule, propose: Propose, stopping: Stopping, *, late: bool, on_host: bool, planned: bool
 ) -> tuple[Block, list[float]]:
     """A round's drafts, and what the stop has read while drafting; drafted in one go unless it reads something.
 
@@ -176,7 +179,12 @@ def _drafts(
     if stopping.reads is None:
         return propose(s, n, TokensOnly(rule.reads_base) if later else rule), []
 
+    plan = propose(s, n, DistributionOnly()) if planned else None
+
     def look(ahead: Session) -> tuple[Tensor, Tensor]:
+        if plan is not None:
+            here = slice(ahead.length - s.length, ahead.length - s.length + 1)
+            return plan.q[here], plan.q1[here]
         block = propose(ahead, 0, DistributionOnly())
         return block.q, block.q1
 

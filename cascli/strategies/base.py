@@ -369,6 +369,7 @@ class Speculating(Strategy):
             stopping=beginning(self.stop, s.costs),
             on_host=self.draft.on_host,
             late=self.asks_late(s.draft.runner, s.text.device, captures=s.graphs.captures),
+            planned=self.draft.one_hot and not self.draft.by_prefix,
         )
 
 

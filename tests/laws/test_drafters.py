@@ -76,6 +76,31 @@ def test_the_law_matches_planned_rounds(rule: str, alpha: float, k: int, samplin
     assert distance(law, wanted) < EXACT
 
 
+@pytest.mark.parametrize("rule", ["speculative:", "speculative-cascade:rule=token-v2,alpha=0.25,"])
+@pytest.mark.parametrize("stop", ["rate", "heuristic,start=2"])
+def test_a_stop_cuts_the_plan_of_a_round(rule: str, stop: str) -> None:
+    """Looking the text up again after each drafted token would plan other tokens, and change the law."""
+    texts = random.Random(0)
+    again = 0
+    for seed in range(40):
+        prompt = [texts.randrange(VOCAB) for _ in range(14)]
+        run = generate(
+            tiny_pair(VOCAB, 3), prompt_ids=prompt, strategy=f"{rule}draft=prompt-lookup,k=6,stop={stop}",
+            max_new_tokens=12, seed=seed, **PLAIN,
+        )  # fmt: skip
+        text = list(prompt)
+        for step in run.rounds:
+            drafted = [token.id for token in step.drafted]
+            planned = looked_up(tuple(text), 6)
+            assert drafted == planned[: len(drafted)]
+            by_token = list(text)
+            for _ in drafted:
+                by_token += looked_up(tuple(by_token), 1)
+            again += by_token[len(text) :] != drafted
+            text += [token.id for token in step.emitted]
+    assert again > 3, "the two ways have to differ somewhere"
+
+
 def test_the_exact_rule_is_lossless_whatever_is_drafted() -> None:
     law, _ = by_lookup("exact", 0.0, 3, 5, **PLAIN)
     assert distance(law, reference_law(target("exact"), 5, VOCAB, 2, **PLAIN)) < EXACT
