@@ -16,7 +16,6 @@ from cascli.models.cpu.batch_reader import PROMPT_BLOCK
 from cascli.models.eager_runner import EagerRunner
 from tests.pairs import ENCODER_DECODERS, EVERY_ARCHITECTURE, model
 
-
 FALCON = {"model_type": "falcon", "alibi": False}
 OWN_ATTENTION: dict[str, dict[str, Any]] = {
     # Chunks of 12 tokens, which only a mask knows of.

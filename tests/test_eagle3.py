@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from cascli import Pair, compare, generate, generate_many, load_pair
 from cascli.audit import draws, numerics
@@ -247,6 +248,28 @@ def test_eval_adds_what_generate_runs_by_default(
     monkeypatch.setattr(evaluate, "_run", lambda _, chosen, *__, **___: asked.extend(each.spec for each in chosen))
     app(["eval", "--tasks", "any", "-c", str(tmp_path / "pair.yaml")], standalone_mode=False)
     assert asked == ["target", "speculative:k=4"]
+
+
+def test_rules_that_rely_on_confidence_are_warned_of_wherever_they_run(folder: Path, tmp_path: Path) -> None:
+    file, plan = tmp_path / "pair.yaml", tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(pair_with_head(folder, VOCAB)))
+    task = {"kind": "jsonl", "path": str(tmp_path / "asked.jsonl")}
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "one", "answer": "two"}\n')
+    rule = {"speculative-cascade": {"rule": "chow", "k": 2}}
+    asked = {"pair": str(file), "strategies": ["target", rule], "task": task, "max_new_tokens": 2}
+    plan.write_text(yaml.safe_dump(asked))
+    few = ["-c", str(file), "--max-new-tokens", "2"]
+    for command in (
+        ["generate", "hi", *few, "-s", "speculative-cascade:rule=chow"],
+        ["compare", "hi", *few, "-s", "target", "-s", "speculative-cascade:rule=chow"],
+        ["compare", "hi", *few, "--rules", "chow,token-v3"],
+        ["sweep", str(plan), "-o", str(tmp_path / "out")],
+    ):
+        ended = CliRunner().invoke(app, command)
+        assert ended.exit_code == 0, ended.output
+        assert ended.stderr.count("chow: relies on the draft's confidence") == 1, command
+    ended = CliRunner().invoke(app, ["chat", *few], input="/strategy speculative-cascade:rule=chow\n")
+    assert ended.stderr.count("chow: relies on the draft's confidence") == 1
 
 
 def test_verify_and_bench_support_a_pair_with_a_head(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -17,7 +18,7 @@ lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 
-from cascli import Pair, generate, load_pair  # noqa: E402
+from cascli import Pair, files, generate, load_pair  # noqa: E402
 from cascli.cli.app import app  # noqa: E402
 from cascli.errors import UsageError  # noqa: E402
 from cascli.evaluation.harness import EvaluationOptions  # noqa: E402
@@ -443,6 +444,27 @@ def test_results_before_an_interruption_are_kept(folder: Path, tmp_path: Path, m
     document = json.loads((out / "eval.json").read_text())
     assert document["strategies"] == ["target"] and document["tasks"][0]["samples"] == 2
     assert list((out / "target").glob("results_*.json")) and not (out / "speculative_k=2").exists()
+
+
+def test_results_that_could_not_be_saved_are_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files.write
+
+    def full(path: Path, *rest: Any, **more: Any) -> None:
+        if "speculative" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, *rest, **more)
+
+    monkeypatch.setattr(files, "write", full)
+    asked = ("--tasks", "own_answers", "--include-path", str(folder), "-o", str(tmp_path / "out"), "--limit", "2")
+    ended = cascli(*asked, "-s", "target", "-s", "speculative:k=2")
+    assert ended.exit_code == 3 and "no space left" in ended.stderr
+    assert "not saved in" in ended.stderr and "the results of speculative k=2" in ended.stderr.replace("\n", " ")
+    assert json.loads((tmp_path / "out" / "eval.json").read_text())["strategies"] == ["target"]
+    assert "wrote eval.json" in ended.stderr
+    none = cascli(*asked[:-4], "-o", str(tmp_path / "none"), "--limit", "2", "-s", "speculative:k=2")
+    assert none.exit_code == 3 and "wrote eval.json" not in none.stderr
 
 
 def test_unsupported_settings_are_reported(folder: Path, tmp_path: Path) -> None:

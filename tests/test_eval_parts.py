@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +191,17 @@ def test_scores_are_listed_with_the_strategies_that_earned_them() -> None:
     ]
     for task in (group, choices):  # likelihoods are the target's alone, and reported once
         assert not task.written and [each.strategy for each in task.scores] == ["target"] and task.rows == []
+
+
+def test_a_score_that_is_not_a_number_is_none() -> None:
+    found = {
+        "own": {"alias": "own", "f1,none": math.nan, "f1_stderr,none": math.nan, "acc,none": 1, "bleu,none": "N/A"}
+    }
+    configs = {"own": {"output_type": "loglikelihood"}}
+    [task] = evaluated_tasks({"target": {"results": found, "configs": configs, "main_metrics": {}}}, [])
+    assert [(each.metric, each.value, each.stderr) for each in task.scores] == [
+        ("f1", None, None), ("acc", 1.0, None), ("bleu", None, None),
+    ]  # fmt: skip
 
 
 def test_a_group_with_written_answers_lists_every_strategy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,20 @@ def test_too_few_shared_tokens_are_refused_with_their_count() -> None:
             side(byte_level([f"{letter}日" for letter in BYTES[:20]], ("<e>",), eos_token="<e>")),
             side(byte_tokenizer()),
         )
+
+
+def test_a_cut_head_that_shares_too_few_tokens_is_refused(tmp_path: Path) -> None:
+    """As are tokenizers that do: no token, or hardly one, could be drafted."""
+    words = [f"{letter}日" for letter in BYTES[:20]]  # which a tokenizer of bytes does not have
+    draft, file = byte_level([*BYTES, *words], ("<e>",), eos_token="<e>"), tmp_path / "kept.json"
+    loaded = load_pair(pair_of(tmp_path, draft, byte_tokenizer()))
+    first, theirs = loaded.translation.draft, loaded.translation
+    alone = [i for i in range(first.size) if not theirs.shared_among(torch.tensor([i]))]
+    file.write_text(json.dumps(alone))
+    config = pair_of(tmp_path, draft, byte_tokenizer())
+    config["draft"]["vocab"] = str(file)
+    with pytest.raises(ConfigError, match=r"share 1 tokens, of the draft's 21 that draft\.vocab keeps"):
+        load_pair(config)
 
 
 def test_the_content_map_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

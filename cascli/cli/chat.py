@@ -120,6 +120,7 @@ class Session:
         """Show or set the strategy."""
         if text:
             self._chat.set_strategy(text)
+            common.note_cautions(self._plan, [self._chat.strategy])
         self._print(self._chat.strategy.spec)
 
     def alpha(self, text: str) -> None:

@@ -147,9 +147,9 @@ def command(
     pair = plan.load()
     from cascli.jobs.compare import Repeats  # imports torch: only now, since loading shows that it takes seconds
 
-    common.note_cautions(plan, strategies)
     matched = matching.find_settings(rule_request, pair, others, plan)
     strategies += matching.columns(rule_request, matched, plan.settings, strategies)
+    common.note_cautions(plan, strategies)
     how: dict[str, Any] = {"runs": runs, "schedule": schedule.value, "batch_size": batch_size}
     repeats = Repeats(pair, prompts, strategies, plan.settings, matching=matched, **how)
     how = {"trace": trace.value, "by_category": by is not None, "measure": measure}

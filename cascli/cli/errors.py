@@ -8,14 +8,15 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import typer
 
 from cascli.cli.environment import is_on, warn_unknown
-from cascli.errors import CascliError, first_line, plain
+from cascli.errors import CascliError, PairWarning, first_line, plain
 
 INTERRUPTED = 130
 RUNTIME = 3
@@ -31,9 +32,11 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        quiet = bool(kwargs.get("quiet"))
         try:
-            warn_unknown(quiet=bool(kwargs.get("quiet")))
-            return command(*args, **kwargs)
+            warn_unknown(quiet=quiet)
+            with _pair_warnings_as_notes(quiet=quiet):
+                return command(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
         except BrokenPipeError:
@@ -47,6 +50,25 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             _end(*message_and_code(error))
 
     return wrapper
+
+
+@contextmanager
+def _pair_warnings_as_notes(*, quiet: bool) -> Iterator[None]:
+    """Show what is warned of a pair as one line of text; Python adds the place in the code."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, PairWarning):
+            before(message, category, *where, **more)
+        elif not quiet and sys.stderr is not None:
+            with suppress(OSError):
+                print(plain(str(message)), file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def message_and_code(error: Exception) -> tuple[str, int]:

@@ -12,6 +12,8 @@ from cascli.cli.options import LOADING, Flags, batch_size_option, with_shared
 from cascli.errors import UsageError, located
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cascli.evaluation.run import Evaluating
     from cascli.render.console import Screen
     from cascli.strategies import Strategy
@@ -90,7 +92,9 @@ def command(
     )
     with Progress(plan.screen, "finding tasks"):
         manager = task_manager(request)
-    evaluating = Evaluating(plan.load(), request, manager, given, batch_size, folder, common.command_line())
+    pair = plan.load()
+    common.note_cautions(plan, strategies)
+    evaluating = Evaluating(pair, request, manager, given, batch_size, folder, common.command_line())
     _run(evaluating, strategies, plan.screen, as_json=plan.settings.json_output)
 
 
@@ -128,5 +132,18 @@ def _run(evaluating: Evaluating, strategies: list[Strategy], screen: Screen, *, 
                 print(evaluation.to_json())
             else:
                 print_evaluation(evaluation, screen)
-            if evaluating.folder is not None:
-                screen.note(f"wrote eval.json and lm-evaluation-harness's files in {evaluating.folder}")
+            for line in _written(evaluating):
+                screen.note(line)
+
+
+def _written(evaluating: Evaluating) -> Iterator[str]:
+    """Which results the folder holds, and which could not be saved there; nothing without a folder."""
+    from cascli.render.marks import short_name
+
+    if evaluating.folder is None:
+        return
+    if evaluating.saved:
+        yield f"wrote eval.json and lm-evaluation-harness's files in {evaluating.folder}"
+    lost = [short_name(spec, fancy=False) for spec in evaluating.results if spec not in evaluating.saved]
+    if lost:
+        yield f"not saved in {evaluating.folder}: the results of {', '.join(lost)}"

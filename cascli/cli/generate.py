@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,7 +98,7 @@ def _answers(
     stream = AnswerStream(plan.screen, tentative=strategy.tentative, mixed=is_mixed(strategy.name))
     view = None if outputs.printed else stream  # stdout is used for the result
     notes = _AnswerNotes(plan.screen, view, prompts)
-    with outputs.lines() as add:
+    with outputs.lines() as add, _line_ended(view):
 
         def keep(run: Run) -> None:
             run = common.with_command(run)
@@ -122,6 +123,18 @@ def _answers(
                     if run is not None:
                         keep(run)
                 raise
+
+
+@contextmanager
+def _line_ended(view: AnswerStream | None) -> Iterator[None]:
+    """Let an error begin on a line of its own."""
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):
+            if view is not None:
+                view.end()
+        raise
 
 
 def _answers_in_batches(

@@ -207,6 +207,7 @@ def _run(
     """Run the sweep, show its results, and return the plan with the strategies that its budgets added."""
     from cascli.cli.progress import Progress
     from cascli.render.numbers import counted
+    from cascli.strategies import parse
     from cascli.sweeps.plan import with_strategies
     from cascli.sweeps.run import all_failed, carry_out, completed_header
     from cascli.sweeps.units import units
@@ -224,6 +225,7 @@ def _run(
             inputs.screen.note(f"not matched: {budget}")
     records.begin(header)
     plan = with_strategies(plan, header.added())
+    common.note_cautions(inputs, [parse(spec) for spec in plan.specs()])
     try:
         with Progress(inputs.screen, "sweeping", counted=True) as progress:
             carry_out(executor, plan, task, records, done, on_progress=progress.step)

@@ -53,6 +53,8 @@ class Evaluating:
     records: list[Record] = field(default_factory=list)
     results: dict[str, EvalResults] = field(default_factory=dict)
     """What lm-evaluation-harness returned, by strategy, without the samples."""
+    saved: list[str] = field(default_factory=list)
+    """Strategies whose results are in the folder."""
     _mains: dict[str, MainMetric] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -131,6 +133,7 @@ class Evaluating:
         about = {"strategy": spec, "pair": self.pair.name, **models}
         files.write(own / f"results_{date}.json", as_json(results, about) + "\n", durable=True)
         files.write(folder / FILE, self.evaluation().to_json(1) + "\n", durable=True)
+        self.saved.append(spec)
 
     def evaluation(self) -> Evaluation:
         """Return the document of all strategies that are done."""

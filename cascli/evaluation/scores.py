@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -98,5 +99,5 @@ def _scores(spec: str, results: Mapping[str, Any]) -> list[Score]:
 
 
 def _number(value: object) -> float | None:
-    """Return a number, or None if there is none: lm-evaluation-harness then has N/A."""
-    return float(value) if isinstance(value, int | float) else None
+    """Return a number, or None if there is none: lm-evaluation-harness then has N/A, and some metrics NaN."""
+    return float(value) if isinstance(value, int | float) and not math.isnan(value) else None

@@ -78,4 +78,4 @@ class Evaluation(Document):
     shortened: int
     """Number of prompts whose beginning was cut off because the pair's context has no room for it."""
     tasks: list[EvaluatedTask]
-    """Tasks in the order of lm-evaluation-harness; a group comes before its members."""
+    """Tasks and groups in the order of lm-evaluation-harness."""

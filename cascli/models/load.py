@@ -135,6 +135,8 @@ class _Part(NamedTuple):
         if isinstance(model, DraftConfig) and model.vocab is not None:
             rows = model_config.get_text_config().vocab_size
             cut = Cut.of(model.vocab, rows, description.special_of_draft(), model.key("vocab"))
+            if description.translation is not None:
+                description.translation.check_cut(cut.ids, model.key("vocab"))
         store = store_for(folder, precision, cut.digest if cut else "") if device.type == "cpu" else None
         return cls(role, model, model_config, folder, precision, device, cut, store)
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -44,6 +45,7 @@ from cascli.sweeps.table import SweepRow
 from cascli.sweeps.tasks import task_of
 from cascli.sweeps.units import batches, by_cell, units
 from cascli.trace import Run
+from tests.commands import program
 from tests.pairs import ARCHITECTURES, pair, torch_version
 
 PROMPTS = [Prompt(("Hello",), "a"), Prompt(("One", "Two", "Three"), "b"), Prompt(("What?",), "c"), Prompt(("x",), "d")]
@@ -374,6 +376,17 @@ def test_models_that_read_texts_one_by_one_warn() -> None:
     loaded = load_pair(pair(300, **ARCHITECTURES["gemma2"]))
     with pytest.warns(PairWarning, match="the (draft|target) model reads the texts of a batch one by one"):
         generate_many(loaded, ["a", "b"], strategy="target", batch_size=2, max_new_tokens=3)
+
+
+def test_a_command_shows_a_warning_of_the_pair_as_one_line(tmp_path: Path) -> None:
+    """Python would add the place in the code, even with -q."""
+    config, asked = tmp_path / "pair.yaml", tmp_path / "asked.jsonl"
+    config.write_text(yaml.safe_dump(pair(300, **ARCHITECTURES["gemma2"])))
+    asked.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    command = ["generate", "--prompts", str(asked), "-c", str(config), "-s", "target", "--max-new-tokens", "2"]
+    loud, quiet = (program(*command, "--batch-size", "2", *more) for more in ([], ["-q"]))
+    assert "\nthe target model reads the texts of a batch one by one: " in f"\n{loud.stderr}"
+    assert "PairWarning" not in loud.stderr and quiet.stderr == ""
 
 
 def test_a_single_prompt_outside_a_list_matches_generate_and_has_no_id(tiny: Pair) -> None:
