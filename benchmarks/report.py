@@ -62,7 +62,7 @@ def scatter_of(ratio: dict[str, Any]) -> str:
 def _prediction(each: dict[str, Any]) -> str:
     return (
         f"- k = {each['k']}: acceptance {each['acceptance']:.2f}, c {each['c']:.2f}, v {each['v']:.2f}; predicted"
-        f" {each['predicted_speed_up']:.2f}x `target`, measured {each['measured_speed_up']:.2f}x"
+        f" {each['predicted_speed_up']:.2f}x `target`, measured {each['measured_speed_up']:.2f}x after the prompt"
         f" (ratio {each['measured_over_predicted']:.2f})."
     )
 

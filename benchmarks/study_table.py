@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from cascli.analysis.advice import Advice
 from cascli.analysis.answer_costs import Ratio, paired
+from cascli.analysis.requirements import apart
 from cascli.analysis.statistics import IntervalKind
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, number
+from cascli.render.numbers import DASH, bounds_apart, number, percent, rate
 from cascli.render.sweep_words import temperature_of
 from cascli.strategies import parse
 from cascli.strategies.base import Speculating
@@ -158,9 +159,9 @@ def _line(row: SweepRow, costs: Sequence[Cost | None]) -> str:
         number(steps_per_answer(row), 1),
         *map(_priced, costs),
         number(row.mean_answer_tokens, 1),
-        DASH if row.share_cut is None else f"{row.share_cut:.0%}",
-        DASH if row.costs is None else f"{row.costs.looped_share:.0%}",
-        number(row.tested_acceptance_rate, 2),
+        DASH if row.share_cut is None else percent(row.share_cut),
+        DASH if row.costs is None else percent(row.costs.looped_share),
+        rate(row.tested_acceptance_rate),
         number(row.mean_tv, 3),
     ]
     return f"| {' | '.join(cells)} |"
@@ -173,9 +174,8 @@ def _priced(cost: Cost | None) -> str:
     ratio = cost.over_lossless
     if ratio is None or ratio.interval is None or ratio.interval_kind != "95%":
         return f"{cost.mean:.1f}"
-    low, high = ratio.interval
-    shown = f"**{ratio.of_means:.2f}x**" if ratio.differs else f"{ratio.of_means:.2f}x"
-    return f"{cost.mean:.1f}, {shown} ({low:.2f} to {high:.2f})"
+    shown = f"**{apart(ratio.of_means, 1, 2)}x**" if ratio.differs else f"{ratio.of_means:.2f}x"
+    return f"{cost.mean:.1f}, {shown} ({bounds_apart(ratio.interval, 1, ' to ')})"
 
 
 def _with(value: float | None, interval: tuple[float, float] | None, kind: IntervalKind | None, sign: str = "") -> str:
@@ -183,7 +183,7 @@ def _with(value: float | None, interval: tuple[float, float] | None, kind: Inter
     if value is None:
         return DASH
     known = interval is not None and kind == "95%"
-    bounds = f" ({interval[0]:{sign}.2f} to {interval[1]:{sign}.2f})" if interval is not None and known else ""
+    bounds = f" ({bounds_apart(interval, 0 if sign else None, ' to ')})" if interval is not None and known else ""
     beyond = bool(sign) and interval is not None and known and not interval[0] <= 0 <= interval[1]
     shown = f"{value:{sign}.3f}"
     return (f"**{shown}**" if beyond else shown) + bounds

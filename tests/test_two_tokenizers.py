@@ -233,7 +233,7 @@ def test_a_cut_head_that_shares_too_few_tokens_is_refused(tmp_path: Path) -> Non
     file.write_text(json.dumps(alone))
     config = pair_of(tmp_path, draft, byte_tokenizer())
     config["draft"]["vocab"] = str(file)
-    with pytest.raises(ConfigError, match=r"share 1 tokens, of the draft's 21 that draft\.vocab keeps"):
+    with pytest.raises(ConfigError, match=r"draft\.vocab: of the 21 tokens it keeps, the target has 1;"):
         load_pair(config)
 
 

@@ -87,17 +87,14 @@ class Translation:
                 _save_pairs(cache_file, pairs)
         self.shared = len(pairs[:, 1].unique())
         """Number of the target's tokens that the draft can produce."""
-        self._refuse_too_few(self.shared, draft.size, "")
+        if self.shared < LEAST * draft.size:
+            raise ConfigError(
+                f"the models' tokenizers differ: they share {self.shared:,} tokens, of the draft's {draft.size:,} and"
+                f" the target's {target.size:,};\nthis is too few to draft with. Choose models of one family, or the"
+                " target alone with draft=prompt-lookup."
+            )
         self._parts = _in_parts(pairs)
         self._read: dict[int, tuple[int, ...]] = {}
-
-    def _refuse_too_few(self, shared: int, drafted: int, left: str) -> None:
-        if shared < LEAST * drafted:
-            raise ConfigError(
-                f"the models' tokenizers differ: they share {shared:,} tokens, of the draft's {drafted:,}{left} and"
-                f" the target's {self.target.size:,};\nthis is too few to draft with. Choose models of one family, or"
-                " the target alone with draft=prompt-lookup."
-            )
 
     def check_cut(self, kept: Sequence[int], key: str) -> None:
         """Reject a cut of the draft's head that leaves too few tokens which the target has too.
@@ -105,7 +102,12 @@ class Translation:
         Raises:
             ConfigError: they are too few; `key` is what requested the cut.
         """
-        self._refuse_too_few(self.shared_among(torch.tensor(kept)), len(kept), f" that {key} keeps")
+        shared = self.shared_among(torch.tensor(kept))
+        if shared < LEAST * len(kept):
+            raise ConfigError(
+                f"{key}: of the {len(kept):,} tokens it keeps, the target has {shared:,};"
+                "\nthis is too few to draft with."
+            )
 
     def shared_among(self, kept: Tensor) -> int:
         """Number of target tokens that the draft can produce if only `kept` `[n]` of its own tokens are left."""
