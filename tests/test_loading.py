@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from cascli import Run, load_pair
 from cascli.errors import ConfigError, PairWarning, RunError, UsageError
@@ -109,6 +111,25 @@ def test_weights_of_another_shape_than_the_config_are_refused(
     said = f"'{tensor}' has shape {shapes[0]}, but the folder's config.json requires {shapes[1]}"
     with pytest.raises(RunError, match=said):
         load_pair({"target": {"source": {"path": str(tmp_path)}}}, dtype=dtype)
+
+
+def test_angles_that_change_within_the_context_are_warned_of() -> None:
+    """Those of Phi-3 with 128k tokens; transformers reads the whole text again where they change."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    phi = {"model_type": "phi3", "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **factors}}
+    shorter = {"original_max_position_embeddings": 20, "pad_token_id": 0}
+    with pytest.warns(PairWarning, match="target model's position encoding changes at 20 tokens"):
+        loaded = load_pair(pair(40, **phi, **shorter))
+    text = torch.arange(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PairWarning)
+        load_pair(pair(40, **phi, **shorter | {"original_max_position_embeddings": 256}))
+    # Both sides of the change are right as long as a text does not cross it.
+    for length in (12, 30):
+        loaded.target.runner.reset()
+        own = loaded.target.runner.forward(text[:length], length)
+        whole = loaded.target.model(input_ids=text[None, :length], use_cache=False).logits[0]
+        torch.testing.assert_close(own, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_a_random_model_that_cannot_fit_is_refused_before_it_is_made() -> None:

@@ -40,6 +40,7 @@ from cascli.models.gpu.self_test import check_kernels
 from cascli.models.memory import check_weights
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
+from cascli.models.rotary import changes_at
 from cascli.models.size import is_large, weights_of
 from cascli.models.stages import OnStage, Stages, Work, unseen
 from cascli.models.tokenizer import ids_of
@@ -175,6 +176,7 @@ def _load(
         stages.begin()
         models[part.role] = _loaded(part, description, stages, graphs=graphs, compiler=compiler)
         stages.end()
+    _check_angles(description.configs)
     target = models["target"]
     eos_ids = _eos_ids(target.model, tokenizer if folders["target"] else None)
     if description.translation is None:
@@ -315,6 +317,18 @@ def _random(config: PreTrainedConfig, seed: int, dtype: torch.dtype, device: tor
         torch.manual_seed(seed)
         model: PreTrainedModel = untrusted.auto_class(config).from_config(config, dtype=dtype)
         return model
+
+
+def _check_angles(configs: Mapping[str, PreTrainedConfig]) -> None:
+    """Warn if a model's position encoding changes within its context."""
+    for role, config in configs.items():
+        length = changes_at(config.get_text_config())
+        if length is not None:
+            text = (
+                f"the {role} model's position encoding changes at {length:,} tokens: beyond them, the answer to a"
+                " shorter prompt is not what transformers writes, which reads the whole text again there"
+            )
+            warnings.warn(text, PairWarning, stacklevel=4)
 
 
 def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_ids: frozenset[int]) -> None:
