@@ -93,12 +93,14 @@ def test_a_table_from_before_tidy_columns_can_be_shown() -> None:
     shown = show(str(HUMANEVAL / "results.csv"))
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.count("spec-cascade") == 20 and "-0.150 (-0.32 to +0.03)" in shown.stdout
-    # Speeds had no intervals then, so nothing is said of chance either.
-    later = re.sub(r"(?<=x) \([\d.]+-[\d.]+\)|,\s+which\s+is\s+within\s+chance", "", show(str(HUMANEVAL)).stdout)
-    assert later != show(str(HUMANEVAL)).stdout
+    # Speeds had no intervals then, so nothing is said of which is the fastest.
+    with_intervals = show(str(HUMANEVAL)).stdout
+    later = re.sub(r"(?<=x) \([\d.]+-[\d.]+\)", "", with_intervals)
+    assert later != with_intervals and "fastest" in with_intervals and "fastest" not in shown.stdout
     # The metric's name, too, is known only since then.
     before, after = (text.replace("─", "").replace("pass@1", "quality").split() for text in (shown.stdout, later))
-    assert before == after
+    first = before.index("No")  # lossy strategy's quality differs
+    assert before[:first] == after[:first] and before[first:] == after[-len(before) + first :]
 
 
 @pytest.mark.parametrize(
