@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from cascli.analysis.advice import Advice
 from cascli.analysis.answer_costs import Ratio, paired
-from cascli.analysis.requirements import apart
+from cascli.analysis.digits import bounds_apart, compared
 from cascli.analysis.statistics import IntervalKind
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, bounds_apart, number, percent, rate
+from cascli.render.numbers import DASH, number, percent, rate
 from cascli.render.sweep_words import temperature_of
 from cascli.strategies import parse
 from cascli.strategies.base import Speculating
@@ -174,7 +174,7 @@ def _priced(cost: Cost | None) -> str:
     ratio = cost.over_lossless
     if ratio is None or ratio.interval is None or ratio.interval_kind != "95%":
         return f"{cost.mean:.1f}"
-    shown = f"**{apart(ratio.of_means, 1, 2)}x**" if ratio.differs else f"{ratio.of_means:.2f}x"
+    shown = f"**{compared(ratio.of_means, ratio.interval, 1)}x**" if ratio.differs else f"{ratio.of_means:.2f}x"
     return f"{cost.mean:.1f}, {shown} ({bounds_apart(ratio.interval, 1, ' to ')})"
 
 

@@ -23,6 +23,9 @@ OWN_ATTENTION: dict[str, dict[str, Any]] = {
         "model_type": "llama4_text", "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1,
         "no_rope_layers": [1, 0], "attention_chunk_size": 12, "initializer_range": 0.1,
     },
+    # Windows that only a mask knows of, and a mask that the model makes itself.
+    "phimoe": {"model_type": "phimoe", "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 9},
+    "doge": {"model_type": "doge", "initializer_range": 0.2},
     "falcon": FALCON,  # its code cannot call another attention
     "falcon, many keys": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
 }  # fmt: skip

@@ -299,7 +299,7 @@ def test_nothing_is_measured_if_nothing_is_explained(text_pair: Pair) -> None:
     assert kept.profile is None and why is not None and not why.measured_alone and why.bottleneck is None
     assert "predicted" not in sentence(why).partition(";")[0] and "no cause is named" in sentence(why)
     none = why.model_copy(update={"best_k": None, "measured_speed_up": 0.5})
-    assert "no k up to 4 gains" in sentence(none)
+    assert "no k up to 4 is predicted to gain" in sentence(none)
     assert explain(kept.runs[:1]) is None
 
 

@@ -113,6 +113,34 @@ def test_weights_of_another_shape_than_the_config_are_refused(
         load_pair({"target": {"source": {"path": str(tmp_path)}}}, dtype=dtype)
 
 
+@pytest.mark.parametrize("change", ["one tensor", "two layers", "no head"])
+def test_weights_that_are_missing_are_not_drawn_at_random(change: str, tmp_path: Path) -> None:
+    """transformers draws them without a word: texts would differ from one load to the next."""
+    own = load_pair(pair(300, tie_word_embeddings=False), dtype="float32").target.model
+    weights = {name: value.clone() for name, value in own.state_dict().items()}
+    if change == "no head":
+        del weights["lm_head.weight"]
+    if change == "one tensor":
+        del weights["model.layers.1.mlp.up_proj.weight"]
+    own.save_pretrained(tmp_path / "model", state_dict=weights)
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    if change == "two layers":
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(RunError, match=r"model: [\d,]+ tensors of a 'llama' are missing, such as '.*weight'"):
+        load_pair(target=tmp_path / "model")
+
+
+def test_stored_weights_that_are_not_used_are_named(tmp_path: Path) -> None:
+    own = load_pair(pair(300), dtype="float32").target.model
+    own.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.warns(PairWarning, match=r"\d+ stored tensors are not part of this 'llama', such as 'model.layers.1"):
+        load_pair(target=tmp_path / "model")
+
+
 def test_angles_that_change_within_the_context_are_warned_of() -> None:
     """Those of Phi-3 with 128k tokens; transformers reads the whole text again where they change."""
     factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}

@@ -14,11 +14,11 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from cascli.analysis.answer_costs import MAX_SHARE_CUT, Ratio
+from cascli.analysis.digits import apart, bounds_apart, compared
 from cascli.analysis.equivalents import Use
 from cascli.analysis.explanation import NOISE, Explanation
 from cascli.analysis.profile import Profile
 from cascli.analysis.replay import Machine
-from cascli.analysis.requirements import apart
 from cascli.analysis.statistics import FEWEST, LEVEL, IntervalKind, difference_interval
 from cascli.errors import UsageError
 from cascli.settings import TARGET
@@ -599,8 +599,8 @@ def format_ratio(ratio: Ratio) -> str:
     """Format a ratio, such as `1.21x (95% 1.12-1.31)`."""
     if ratio.interval is None:
         return f"{ratio.of_means:.2f}x (one prompt)"
-    low, high = ratio.interval
-    return f"{ratio.of_means:.2f}x ({interval_label(ratio.interval_kind)}{low:.2f}-{high:.2f})"
+    bounds = bounds_apart(ratio.interval, 1, "-")
+    return f"{compared(ratio.of_means, ratio.interval, 1)}x ({interval_label(ratio.interval_kind)}{bounds})"
 
 
 def interval_label(kind: IntervalKind | None) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from cascli.analysis.answer_costs import AnswerCosts
+from cascli.analysis.digits import MOST_DIGITS, apart
 from cascli.errors import UsageError, unknown
 from cascli.settings import TARGET
-
-MOST_DIGITS = 12
 
 
 class Judged(Protocol):
@@ -68,19 +67,6 @@ class Requirement(NamedTuple):
         if sign != expected_sign or not 0 <= value < float("inf"):
             raise UsageError(f"--require {name}: write {name}{expected_sign}NUMBER (got '{text}')")
         return cls(f"{name}{expected_sign}{bound}", name, value)
-
-
-def apart(value: float, bound: float, digits: int, sign: str = "") -> str:
-    """Return a number with these digits, or as many more as show on which side of a bound it is; `sign` may be "+".
-
-    >>> apart(1.199, 1.2, 2)
-    '1.199'
-    """
-    for more in range(digits, MOST_DIGITS):
-        text = f"{value:{sign}.{more}f}"
-        if (float(text) < bound, float(text) > bound) == (value < bound, value > bound):
-            return text
-    return repr(value)
 
 
 def _parts(text: str) -> tuple[str, str, str]:

@@ -199,7 +199,7 @@ def _model_flags(flags: Flags, plan: Plan, task: Models | None) -> str:
 
 def _check(advice: Advice, min_speedup: float | None) -> None:
     """Raise if the advised strategy is not fast enough."""
-    from cascli.analysis.requirements import apart
+    from cascli.analysis.digits import apart
 
     speed = advice.finding.speed
     if min_speedup is not None and (1.0 if speed is None else speed.of_means) < min_speedup:

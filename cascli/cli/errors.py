@@ -32,7 +32,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        quiet = bool(kwargs.get("quiet"))
+        quiet = bool(kwargs.get("quiet")) or is_on("CASCLI_QUIET")
         try:
             warn_unknown(quiet=quiet)
             with _pair_warnings_as_notes(quiet=quiet):

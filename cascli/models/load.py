@@ -326,7 +326,7 @@ def _check_angles(configs: Mapping[str, PreTrainedConfig]) -> None:
         if length is not None:
             text = (
                 f"the {role} model's position encoding changes at {length:,} tokens: beyond them, the answer to a"
-                " shorter prompt is not what transformers writes, which reads the whole text again there"
+                " shorter prompt keeps the angles of what it has read"
             )
             warnings.warn(text, PairWarning, stacklevel=4)
 

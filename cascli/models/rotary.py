@@ -16,8 +16,8 @@ def rope_types(config: object) -> set[str]:
 def changes_at(config: object) -> int | None:
     """Length in tokens beyond which all angles are others (longrope), within the model's context; None if none is.
 
-    Keys in a cache keep the angles of shorter texts. At this length, transformers drops its cache and reads the whole
-    text again.
+    Keys in a cache keep the angles of shorter texts. For Phi-3, transformers drops its cache at this length and reads
+    the whole text again.
     """
     most = getattr(config, "max_position_embeddings", None) or 0
     own = getattr(config, "original_max_position_embeddings", None)

@@ -11,12 +11,13 @@ from rich.text import Text
 
 from cascli.analysis.advice import Advice, Candidate, Confirmed, format_ratio
 from cascli.analysis.answer_costs import Ratio
+from cascli.analysis.digits import bounds_apart, compared
 from cascli.analysis.equivalents import Use
 from cascli.render.columns import Column, ever_fewer
 from cascli.render.console import Screen, fits, plain_table, unicode_ok
 from cascli.render.explanation import noise_line, sentence, steps_line
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, counted, number, tv
+from cascli.render.numbers import DASH, counted, number, rate, tv
 from cascli.settings import TARGET
 
 NEAR = 0.9
@@ -94,7 +95,7 @@ def _table(console: Console, headings: tuple[str, ...]) -> Table:
 
 
 MEASURED: list[Column[Confirmed]] = [
-    Column("measured\nspeed", lambda row: f"{row.speed.of_means:.2f}x"),
+    Column("measured\nspeed", lambda row: f"{compared(row.speed.of_means, row.speed.interval, 1)}x"),
     Column("interval", lambda row: DASH if row.strategy == TARGET else _interval(row.speed), expendable=1),
     Column("pre-\ndicted", lambda row: number(row.predicted, 2, "x") + ("!" if row.surprise else ""), expendable=3),
     Column("tokens\nper\nround", lambda row: number(row.tokens_per_round, 1), expendable=4),
@@ -134,8 +135,7 @@ def _drawn(advice: Advice, columns: Sequence[Column[Confirmed]], console: Consol
 def _interval(ratio: Ratio) -> str:
     if ratio.interval is None:
         return DASH
-    low, high = ratio.interval
-    return f"{low:.2f}-{high:.2f}" + ("" if ratio.interval_kind == "95%" else " range")
+    return bounds_apart(ratio.interval, 1, "-") + ("" if ratio.interval_kind == "95%" else " range")
 
 
 def _shown(advice: Advice) -> list[Candidate]:
@@ -158,7 +158,7 @@ def _levels(advice: Advice, console: Console, *, fancy: bool) -> Table:
     table = _table(console, ("the best rule", "mean TV\nat most", "mean TV", "speed", "drafts\nthat pass"))
     for level in advice.levels:
         candidate = level.candidate
-        figures = (f"{level.max_tv:g}", tv(candidate.mean_tv), f"{candidate.gain:.2f}x", number(candidate.acceptance))
+        figures = (f"{level.max_tv:g}", tv(candidate.mean_tv), f"{candidate.gain:.2f}x", rate(candidate.acceptance))
         table.add_row(short_name(candidate.strategy, fancy=fancy), *figures)
     return table
 
@@ -183,11 +183,11 @@ def _basis(advice: Advice) -> Iterator[str]:
     cut = f"{looked.share_cut:.0%} of answers cut"
     yield f"Recorded: {counted(len(looked.prompts), 'prompt')}, {others}; {counted(looked.tokens, 'token')}, {cut}."
     if looked.acceptance is not None:
-        thirds = ", ".join(number(each) for each in looked.acceptance_by_third)
+        thirds = ", ".join(rate(each) for each in looked.acceptance_by_third)
         rows = (
             "" if looked.passing_rows is None else f"; {looked.passing_rows:.2f} times that after a draft that passed"
         )
-        yield f"A draft passes with probability {looked.acceptance:.2f} (by thirds of the answer {thirds}){rows}."
+        yield f"A draft passes with probability {rate(looked.acceptance)} (by thirds of the answer {thirds}){rows}."
         outside = f"time outside the models: {machine.outside:.2f} steps per round"
         if machine.outside_drafted is not None:
             outside += f" of {machine.outside_drafted:.1f} drafts, {machine.outside_alone:.2f} for target alone"

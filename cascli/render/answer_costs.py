@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cascli.analysis.answer_costs import BY_THE_LIMIT, AnswerCosts, Ratio
+from cascli.analysis.digits import compared
 from cascli.analysis.distances import efficiency, nats_per_answer, out_of_head_rate, waste
-from cascli.analysis.requirements import apart
 from cascli.analysis.statistics import FEWEST
 from cascli.render.columns import Column, on_a_page, table_of
 from cascli.render.console import unicode_ok
@@ -32,7 +32,7 @@ def _of_costs(fill: Callable[[AnswerCosts], str]) -> Callable[[Priced], str]:
 def _ratio(ratio: Ratio | None, *, bounds: bool = True) -> str:
     if ratio is None:
         return DASH
-    text = f"{apart(ratio.of_means, 1, 2) if ratio.differs else number(ratio.of_means)}x"
+    text = f"{compared(ratio.of_means, ratio.interval, 1)}x"
     return f"{text} {bounds_text(ratio.interval, ratio.interval_kind, null=1)}".rstrip() if bounds else text
 
 

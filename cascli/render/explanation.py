@@ -27,8 +27,8 @@ def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) ->
     extrapolated = " (extrapolated)" if why.v_extrapolated else ""
     where = (" in tokens per second" if by_token else "") + ("" if why.with_prompt else " after the prompt")
     return (
-        f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where},"
-        f" {'predicted' if why.measured_alone else 'and from the times of its own steps'}"
+        f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}"
+        f"{', predicted' if why.measured_alone else '; the times of its own steps give'}"
         f" {why.predicted:.2f}x.{slower} {_passed(why)}"
         f" {why.tokens_per_round:.1f} tokens per round; {_costs(why)}{extrapolated} target steps."
         f"{_outside(why)} {_block(why)} {_cause(why)}"
@@ -85,7 +85,7 @@ def _need(why: Explanation) -> str:
 def _best(why: Explanation) -> str:
     longer = "" if why.measured_alone else f" up to {why.k}"  # others were not timed
     if why.best_k is None:
-        predicted = why.measured_speed_up > 1 or _too_noisy(why)
+        predicted = why.measured_speed_up > 1 or _too_noisy(why) or not why.measured_alone
         return f"no k{longer} is predicted to gain" if predicted else f"no k{longer} gains"
     more = " or more" if why.best_k_or_more else ""
     expected = why.expected_at_best
@@ -94,8 +94,8 @@ def _best(why: Explanation) -> str:
     if expected < 1:
         best = f"(best k {why.best_k}{more}: {expected:.2f}x)"
         if why.measured_speed_up < 1 < why.predicted:  # a k that is predicted to gain was named just before
-            return f"but at {expected / why.best_speed_up:.0%} of what is predicted, as here, no k gains {best}"
-        return f"no k is expected to gain {best}"
+            return f"but at {expected / why.best_speed_up:.0%} of what is predicted, as here, no k{longer} gains {best}"
+        return f"no k{longer} is expected to gain {best}"
     # Position by position, acceptance is known up to the length that ran: heads, for example, lose it further on.
     assumed = " if later drafts pass as often" if why.best_k > why.k else ""
     return f"best k {why.best_k}{more} ({expected:.2f}x{assumed})"
@@ -107,9 +107,9 @@ def _too_noisy(why: Explanation) -> bool:
 
 def _cause(why: Explanation) -> str:
     """What holds it back, named only if measured and predicted agree."""
+    if not why.measured_alone:
+        return "Steps were not timed on their own, so no cause is named."
     if why.bottleneck is None:
-        if not why.measured_alone:
-            return "Steps were not timed on their own, so no cause is named."
         if _too_noisy(why):
             return f"Timings differ by {why.noise or 0.0:.0%} here, which is too noisy to name a cause."
         noise = "" if why.noise is None else f" ({why.noise:.0%})"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+from cascli.analysis.digits import apart, bounds_apart
 from cascli.analysis.percentiles import Percentiles
-from cascli.analysis.requirements import apart
 from cascli.analysis.statistics import IntervalKind
 
 DASH = "–"
@@ -29,22 +30,14 @@ def bounds_text(bounds: tuple[float, float] | None, kind: IntervalKind | None, *
     """
     if bounds is None or kind == "no scatter":
         return ""
-    text = bounds_apart(bounds, null)
+    text = bounds_apart(bounds, null, " to " if null == 0 else "-")
     return f"[{text}]" if kind == "range" else f"({text})"
-
-
-def bounds_apart(bounds: tuple[float, float], null: float | None, to: str | None = None) -> str:
-    """Two bounds, on the side of `null` on which they are; a difference's are signed."""
-    sign = "+" if null == 0 else ""
-    excluded = null is not None and not bounds[0] <= null <= bounds[1]
-    low, high = (apart(each, null or 0.0, 2, sign) if excluded else f"{each:{sign}.2f}" for each in bounds)
-    return f"{low}{to or (' to ' if sign else '-')}{high}"
 
 
 def rate(value: float | None) -> str:
     """A share as a fraction; only none is 0.00 and only all is 1.00."""
-    if value is None:
-        return DASH
+    if value is None or math.isnan(value):
+        return number(value)
     return apart(value, round(value), 2)
 
 

@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cascli.analysis.digits import compared
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.render.answer_costs import cost_tables, cost_verdict, prompts_table, table_notes
 from cascli.render.categories import category_table
@@ -198,11 +199,11 @@ def _against_random(row: SweepRow) -> str:
     if row.quality_vs_random is None:
         return DASH
     bounds = bounds_text(row.quality_vs_random_interval, row.quality_vs_random_interval_kind, null=0)
-    return f"{row.quality_vs_random:+.3f} {bounds}".rstrip()
+    return f"{compared(row.quality_vs_random, row.quality_vs_random_interval, 0, 3)} {bounds}".rstrip()
 
 
 def _difference(row: SweepRow) -> str:
     if row.quality_vs_target is None or row.strategy == TARGET:
         return DASH
     bounds = bounds_text(row.quality_vs_target_interval, row.quality_vs_target_interval_kind, null=0)
-    return f"{row.quality_vs_target:+.3f} {bounds}".rstrip()
+    return f"{compared(row.quality_vs_target, row.quality_vs_target_interval, 0, 3)} {bounds}".rstrip()

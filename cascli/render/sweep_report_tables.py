@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from cascli.analysis.digits import bounds_apart, compared
 from cascli.analysis.statistics import IntervalKind
 from cascli.render.html_text import text
 from cascli.render.marks import short_name
-from cascli.render.numbers import DASH, counted, number, tv
+from cascli.render.numbers import DASH, counted, number, rate, tv
 from cascli.render.sweep_words import answers_vary, is_beyond_chance, passed, temperature_of
 from cascli.settings import TARGET
 from cascli.sweeps.table import SweepRow, calls_per_answer
@@ -30,7 +31,7 @@ def _columns(rows: Sequence[SweepRow], metric: str) -> list[Column]:
         Column("against random", _against_random, both=True),
         Column("speed", _speed, both=True),
         Column("target calls per answer", lambda row: number(calls_per_answer(row), 1), both=True),
-        Column("drafts passed", lambda row: number(passed(row))),
+        Column("drafts passed", lambda row: rate(passed(row))),
         Column("accept length", lambda row: number(row.mean_acceptance_length)),
         Column("deferral rate", lambda row: number(row.deferral_rate)),
         Column("mean TV", lambda row: tv(row.mean_tv)),
@@ -95,27 +96,29 @@ def _against_random(row: SweepRow) -> str:
 
 
 def _signed(difference: float, bounds: tuple[float, float] | None, kind: IntervalKind | None, *, beyond: bool) -> str:
-    value = f"{difference:+.3f}"
+    value = compared(difference, bounds, 0, 3)
     if beyond:
         value = f'<span class="{"better" if difference > 0 else "worse"}">{value}</span>'
-    return value + _bounds(bounds, kind, signed=True)
+    return value + _bounds(bounds, kind, 0)
 
 
-def _bounds(bounds: tuple[float, float] | None, kind: IntervalKind | None, *, signed: bool = False) -> str:
+def _bounds(bounds: tuple[float, float] | None, kind: IntervalKind | None, null: float | None = None) -> str:
     if bounds is None:
         return ""
     if kind == "no scatter":
         return " <small>on every prompt</small>"
-    low, high = (f"{each:+.2f}" if signed else f"{each:.2f}" for each in bounds)
+    both = bounds_apart(bounds, null, " to ")
     if kind == "range":
-        return f' <small class="range">prompts {low} to {high}</small>'
-    return f" <small>95%: {low} to {high}</small>"
+        return f' <small class="range">prompts {both}</small>'
+    return f" <small>95%: {both}</small>"
 
 
 def _speed(row: SweepRow) -> str:
-    value = number(row.speed_vs_target, 2, "x")
+    if row.speed_vs_target is None:
+        return DASH
+    value = f"{compared(row.speed_vs_target, row.speed_interval, 1)}x"
     if row.speed_interval_kind != "no scatter":
-        value += _bounds(row.speed_interval, row.speed_interval_kind)
+        value += _bounds(row.speed_interval, row.speed_interval_kind, 1)
     return value if row.tokens_per_second is None else f"{value} <small>{row.tokens_per_second:.1f} tokens/s</small>"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cascli.analysis.statistics import FEWEST
+from cascli.errors import UsageError
 from cascli.render.marks import short_name
 from cascli.render.numbers import counted, number
 from cascli.render.table import speed_text
@@ -78,11 +79,9 @@ def summary(header: Header, rows: Sequence[SweepRow]) -> str:
 def findings(rows: Sequence[SweepRow], header: Header | None = None) -> list[str]:
     """For each temperature: the fastest lossless and lossy strategies, and which quality differences are beyond chance.
 
-    Empty if there are too few prompts to tell, or if not all strategies are among the rows; without the fastest if
-    answers were timed on different machines.
+    Empty if there are too few prompts to tell, and for a temperature at which not all strategies are among the rows;
+    without the fastest if answers were timed on different machines.
     """
-    if header is not None and not planned(header) <= {row.strategy for row in rows}:
-        return []
     found = (_beyond_chance,) if differences(header) else (_fastest_lossless, _fastest_lossy, _beyond_chance)
     if not any(row.quality_interval_kind == "95%" for row in rows):
         return []
@@ -90,6 +89,8 @@ def findings(rows: Sequence[SweepRow], header: Header | None = None) -> list[str
     sentences = []
     for temperature in temperatures:
         here = [row for row in rows if row.temperature == temperature]
+        if not planned(header, temperature) <= {row.strategy for row in here}:
+            continue
         at = f"At {temperature_of(temperature)}, " if len(temperatures) > 1 else ""
         for sentence in (finding(here) for finding in found):
             if sentence is not None:
@@ -98,9 +99,15 @@ def findings(rows: Sequence[SweepRow], header: Header | None = None) -> list[str
     return sentences
 
 
-def planned(header: Header) -> set[str]:
-    """Every strategy of a sweep, with those that later calls added."""
-    return set(with_strategies(header.plan, header.added()).specs())
+def planned(header: Header | None, temperature: float) -> set[str]:
+    """Every strategy of a sweep at a temperature, with those that later calls added, as far as that is known."""
+    if header is None:
+        return set()
+    try:
+        every = with_strategies(header.plan, header.added()).temperatures_by_strategy()
+    except UsageError:  # a plug-in is not installed here
+        return set()
+    return {spec for spec, at in every.items() if temperature in at}
 
 
 def differences(header: Header | None) -> str | None:

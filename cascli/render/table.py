@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cascli.analysis.comparison import Row
+from cascli.analysis.digits import compared
 from cascli.render.columns import Column, on_a_page, table_of
 from cascli.render.console import fits, fitted, unicode_ok
 from cascli.render.marks import heading, short_name
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
 def speed_text(row: Priced) -> str:
     """The speed over the target's, with its bounds if it scatters."""
-    text = number(row.speed_vs_target, 2, "x")
-    return f"{text} {bounds_text(row.speed_interval, row.speed_interval_kind, null=1)}".rstrip()
+    if row.speed_vs_target is None:
+        return DASH
+    text = compared(row.speed_vs_target, row.speed_interval, 1)
+    return f"{text}x {bounds_text(row.speed_interval, row.speed_interval_kind, null=1)}".rstrip()
 
 
 KINDS = {"95%": "( ) 95% interval over", "range": "[ ] range over"}

@@ -208,7 +208,7 @@ class RayExecutor:
                 waiting.extendleft([assignment.units] if assignment.units else [])
                 continue
             except errors.RayError as error:
-                records = [Record(cell=unit.cell, problem=unit.problem.id, error=_last_line(error)) for unit in batch]
+                records = [_failed(unit, _last_line(error)) for unit in batch]
             if assignment.units:
                 self._next(assignment, in_progress)
             else:
@@ -291,7 +291,11 @@ def _check_alike(one: dict[str, str], other: dict[str, str]) -> None:
 
 def _lost(unit: Unit, error: Exception) -> Record:
     what = f"its worker was lost {MAX_TRIES} times: {_last_line(error)}"
-    return Record(cell=unit.cell, problem=unit.problem.id, error=what)
+    return _failed(unit, what)
+
+
+def _failed(unit: Unit, error: str) -> Record:
+    return Record(cell=unit.cell, problem=unit.problem.id, category=unit.problem.category, error=error)
 
 
 def _last_line(error: Exception) -> str:

@@ -326,7 +326,9 @@ def by_category(records: Iterable[Record], plan: SweepPlan | None = None) -> dic
     known = {record.problem: record.category for record in every if record.error is None}
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in every:
-        groups[known.get(record.problem, record.category)].append(record)
+        category = known.get(record.problem, record.category)
+        if record.error is None or category in known.values():
+            groups[category].append(record)
     return {name: rows(group, plan) for name, group in groups.items()} if len(groups) > 1 else {}
 
 

@@ -11,12 +11,13 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cascli.errors import CascliError, ConfigError, RunError, first_line
+from cascli.errors import CascliError, ConfigError, PairWarning, RunError, first_line
 from cascli.files import MEGABYTE, json_of, text_of
 from cascli.weights.home import cache_home
 
@@ -90,18 +91,50 @@ def model_of(folder: Path, config: Any, **more: Any) -> Any:
     """Load the model of a folder with this config, from safetensors only: pickles can run code.
 
     Raises:
-        RunError: its weights are damaged or in another format.
+        RunError: its weights are damaged, incomplete or in another format.
     """
     with damaged(folder, "the weights cannot be loaded:"):
         kind = auto_class(config)
-        return kind.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **more)
+        given = {"use_safetensors": True, "output_loading_info": True} | more
+        model, found = kind.from_pretrained(folder, trust_remote_code=False, **given)
+    _require_weights(folder, model, found)
+    return model
 
 
 def any_model(folder: Path, **more: Any) -> Any:
-    """Load a decoder-only model from the format that `more` names; the caller handles errors."""
+    """Load a decoder-only model from the format that `more` names; the caller handles other errors.
+
+    Raises:
+        RunError: its weights are incomplete.
+    """
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **more)
+    given = {"output_loading_info": True} | more
+    model, found = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **given)
+    _require_weights(folder, model, found)
+    return model
+
+
+def _require_weights(folder: Path, model: Any, found: Mapping[str, Any]) -> None:
+    """Reject a model that transformers completed with random weights; warn of stored ones that it did not use.
+
+    Raises:
+        RunError: weights are missing; the message names the first.
+    """
+    missing = sorted({name for name, _ in model.named_parameters()} & set(found["missing_keys"]))
+    if missing:
+        raise RunError(
+            f"{folder}: {len(missing):,} tensors of a '{model.config.model_type}' are missing, such as"
+            f" '{missing[0]}'.\nIts config.json describes another model, or a part of its weights was not stored."
+        )
+    unused = sorted(found["unexpected_keys"])
+    if unused:
+        warnings.warn(
+            f"{folder}: {len(unused):,} stored tensors are not part of this '{model.config.model_type}', such as"
+            f" '{unused[0]}'; they are not used",
+            PairWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager

@@ -8,19 +8,23 @@ token may see. Heads that share keys are one batch of queries, so nothing is cop
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "cascli_rows"
 MOST_ROWS = 15
 """Longer blocks are treated as prompts; oneDNN in older torch uses another kernel for 16 or more rows."""
+
+OWN_MASKS = {"doge"}
+"""Model types whose attention makes a mask of its own from the one that it is given."""
 
 
 class TextStates(NamedTuple):
@@ -148,7 +152,19 @@ def _passes_what_rows_see(model: PreTrainedModel) -> bool:
 
     Sliding-window layers have to pass their window, and of chunks (Llama 4) only a mask would know.
     """
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
-    attentions = [each for name, each in model.named_modules() if name.endswith(("attn", "attention"))]
-    windows = "sliding_attention" not in kinds or all(hasattr(each, "sliding_window") for each in attentions)
-    return windows and kinds <= {"full_attention", "sliding_attention"}
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if config.model_type in OWN_MASKS or not kinds <= {"full_attention", "sliding_attention"}:
+        return False
+    with torch.device("meta"):
+        windows = any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=config).layers)
+    attentions = {type(each) for name, each in model.named_modules() if name.endswith(("attn", "attention"))}
+    return not windows or all(_names_a_window(each) for each in attentions)
+
+
+def _names_a_window(attention: type[nn.Module]) -> bool:
+    """Whether a layer's code gives the attention function a window; its mask alone (PhiMoE) would not do."""
+    try:
+        return "sliding_window=" in inspect.getsource(attention.forward)
+    except (OSError, TypeError):
+        return False
