@@ -13,6 +13,7 @@ from cascli import load_pair
 from cascli.errors import RunError
 from cascli.models.cache import cache_name, check_supported
 from cascli.models.cpu.batch_reader import PROMPT_BLOCK
+from cascli.models.cpu.row_attention import attends_by_rows
 from cascli.models.eager_runner import EagerRunner
 from tests.pairs import ENCODER_DECODERS, EVERY_ARCHITECTURE, model
 
@@ -47,6 +48,12 @@ def fresh(run: EagerRunner, ids: torch.Tensor) -> torch.Tensor:
 
 ENCODED = torch.tensor([7, 3, 21, 3])
 """What an encoder reads; rewinding does not change it."""
+
+
+@pytest.mark.parametrize("name", OWN_ATTENTION)
+def test_models_that_hide_from_rows_what_they_see_keep_their_attention(name: str) -> None:
+    """Doge's mask differs from the one it is given by weights that are zero before training."""
+    assert attends_by_rows(runner("mistral").model) and not attends_by_rows(runner(name).model)
 
 
 @pytest.mark.parametrize("name", [*EVERY_ARCHITECTURE, *OWN_ATTENTION])
