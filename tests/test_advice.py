@@ -183,6 +183,24 @@ def test_a_stop_that_never_stops_is_a_fixed_length() -> None:
     assert rounds == expected_rounds(passes, 3)
 
 
+@pytest.mark.parametrize(("asked", "same_as"), [(3, 0), (-2, -99)])
+def test_a_stop_asks_for_no_more_than_there_is_room_for_and_no_less_than_nothing(asked: int, same_as: int) -> None:
+    """As in a run: more would read beyond the answer, and fewer than none would have a negative price."""
+
+    class Asking(Stopping):
+        def __init__(self, more: int) -> None:
+            self.more = more
+
+        def most(self, n: int) -> int:
+            return n + self.more if self.more >= 0 else self.more
+
+    def spent(more: int) -> tuple[float, float]:
+        return with_stop([1.0] * 20, [0.5] * 20, lambda: Asking(more), 4, machine(c=0.3), random.Random(0).random)
+
+    assert spent(asked) == spent(same_as)
+    assert spent(-2)[1] == 20
+
+
 def test_a_stop_pays_for_the_draft_step_it_stops_at() -> None:
     """`max-q` stops at the second token of every round: two draft steps, one draft."""
     of, readings = machine(c=0.3), [0.9, 0.1] * 10
@@ -689,6 +707,11 @@ def test_heads_and_early_exits_are_each_available_in_one_engine() -> None:
     found = used("speculative:k=3", 1.0, head)
     assert config_of(found.vllm) == {"method": "eagle3", "model": "org/head", "num_speculative_tokens": 3}
     assert found.transformers is None and "EAGLE-3" in found.transformers_note
+    assert "best tokens there" in found.vllm_note and used("speculative:k=3", 0.0, head).vllm_note is None
+    two = used("speculative:k=3", 1.0, INFO.model_copy(update={"draft_tokenizer_size": 50}))
+    assert config_of(two.vllm) == {
+        "method": "draft_model", "model": "org/small", "use_heterogeneous_vocab": True, "num_speculative_tokens": 3,
+    }  # fmt: skip
     early = used("speculative:draft=early-exit,layers=8,k=2")
     assert early.vllm is None and "'early-exit'" in early.vllm_note
     assert "assistant_early_exit=8" in early.transformers and "target.generation_config.update" in early.transformers

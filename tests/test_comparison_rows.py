@@ -113,11 +113,14 @@ def test_an_interrupted_answer_does_not_count_as_cut_by_the_limit(drawn: dict[st
 
 
 def test_turns_of_a_conversation_without_an_id_count_as_one_prompt(text_pair: Pair) -> None:
-    """Python may pass one; otherwise an answer's cost would be halved, and each turn would count as a prompt."""
+    """As in documents from before such prompts were numbered; each turn would count as a prompt, at half the cost."""
     how: Any = {"max_new_tokens": 4, "measure": False, "warm_up": False}
     asked = [Prompt(("one", "two")), Prompt(("three",)), Prompt(("four",), "named"), Prompt(("five", "six"))]
     found = compare(text_pair, asked, ["target", "speculative:k=2"], **how)
     assert [(row.num_prompts, row.num_answers) for row in found.summary] == [(4, 6)] * 2
+    assert {run.prompt_id for run in found.runs} == {"1", "2", "named", "4"}
+    named = [run if run.prompt_id == "named" else run.model_copy(update={"prompt_id": None}) for run in found.runs]
+    found = found.model_copy(update={"runs": named})
     target = [run for run in found.runs if run.spec == "target"]
     assert prompts_of(target) == [0, 0, 2, "named", 4, 4]
     assert prompts_of([target[1], target[3], target[5], target[4]]) == [0, "named", 2, 3]  # turns without a first one
@@ -194,3 +197,28 @@ def test_invalid_prompts_are_refused(of_eight: Pair, given: dict[str, Any], said
         compare(of_eight, strategies=["target"], max_new_tokens=2, **given)
     with pytest.raises(UsageError, match=said):
         generate_many(of_eight, strategy="target", max_new_tokens=2, **given)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"runs": 0}, "runs: expected 1 or more"),
+        ({"batch_size": "2"}, "batch_size: expected 1 or more"),
+        ({"schedule": "sequentail"}, "unknown schedule 'sequentail'; did you mean 'sequential'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_runs(wrong: dict[str, Any], said: str, text_pair: Pair) -> None:
+    with pytest.raises(UsageError, match=said):
+        compare(text_pair, "hello", strategies=["target"], max_new_tokens=2, **wrong)
+
+
+def test_ids_of_prompts_are_their_own(text_pair: Pair) -> None:
+    """Random numbers follow from them: with one id for all, answers are no independent samples."""
+    with pytest.raises(UsageError, match="2 have the id 'q'"):
+        compare(text_pair, [Prompt(("a",), "q"), Prompt(("b",), "q")], strategies=["target"], max_new_tokens=2)
+    with pytest.raises(UsageError, match="2 have the id '2'"):
+        compare(text_pair, [Prompt(("a",), "2"), "b"], strategies=["target"], max_new_tokens=2)
+    found = compare(text_pair, [Prompt(("a",)), Prompt(("b",))], strategies=["target"], max_new_tokens=2)
+    assert [run.prompt_id for run in found.runs] == ["1", "2"]
+    with pytest.raises(UsageError, match="no empty ones"):
+        compare(text_pair, [Prompt((), "x")], strategies=["target"], max_new_tokens=2)

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,14 +19,16 @@ from cascli.analysis.matching import Matched, met, strategies_of
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.analysis.theory import expected_rounds, expected_tokens
 from cascli.cli.app import app
-from cascli.errors import UsageError
+from cascli.errors import PairWarning, RunError, UsageError
 from cascli.jobs import match as job
+from cascli.jobs import rule_curves
 from cascli.jobs.compare import compare
 from cascli.jobs.recording import LIKELIEST, LUMPS, OF_EACH, Compact, Seen, compact, joined, mass_in_lumps, record
 from cascli.jobs.rule_curves import NEAR, match, predicted_calls, rule_estimates, with_dial
 from cascli.prompts import Prompt, builtin, split_for_calibration
 from cascli.render.matching import budget_lines
 from cascli.rules.base import Exact, Rule
+from cascli.rules.mixture import Mixture
 from cascli.sampling import distributions
 from cascli.sampling.distributions import Dists, Divergence, Which, base, warp
 from cascli.sampling.parameters import Sampling
@@ -287,6 +290,32 @@ def test_replay_judges_the_rules_as_runs_do() -> None:
 
 
 # ---- settings that meet a budget
+
+
+@dataclass(frozen=True)
+class FailsAtItsEnd(Mixture):
+    """A third-party rule that works at its default, and not over the whole of its range."""
+
+    def apply(self, d: Dists) -> torch.Tensor:
+        if self.target_weight < 0.2:
+            raise ZeroDivisionError("boom")
+        return super().apply(d)
+
+
+def test_a_rule_that_fails_somewhere_in_its_range_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it was asked for; it stopped the search for all others, without its name."""
+    known = rule_curves.with_dial
+
+    def with_one_more(names: Sequence[str] | None = None) -> Any:
+        assert FailsAtItsEnd.dial is not None
+        return [*known(["mixture"]), ("ends", FailsAtItsEnd, FailsAtItsEnd.dial)]
+
+    monkeypatch.setattr(rule_curves, "with_dial", with_one_more)
+    seen = seen_of(compact(laws("zipf 1.5", 300)))
+    with pytest.warns(PairWarning, match="left out: the rule .fails-at-its-end. of .*ZeroDivisionError: boom"):
+        assert {each.rule for each in match(seen, [0.5], 3, 1.0)} == {"mixture"}
+    with pytest.raises(RunError, match="fails-at-its-end.*ZeroDivisionError: boom"):
+        match(seen, [0.5], 3, 1.0, ["mixture", "ends"])
 
 
 def test_a_budget_is_searched_over_each_rules_own_range() -> None:

@@ -18,10 +18,10 @@ import torch
 from cascli import Pair, generate, load_pair, plugins, rules, strategies
 from cascli.analysis.comparison import Comparison
 from cascli.blame import blamed, label
-from cascli.decoding.plugin_checks import _try_rule, usable_rules, usable_stops
+from cascli.decoding.plugin_checks import _try_rule, left_out_if_it_fails, usable_rules, usable_stops
 from cascli.decoding.speculation import Block
 from cascli.drafters.base import Drafter
-from cascli.errors import RunError, UsageError
+from cascli.errors import PairWarning, RunError, UsageError
 from cascli.jobs.recording import record
 from cascli.jobs.rule_curves import predicted_calls, rule_estimate
 from cascli.render.console import screen
@@ -268,7 +268,7 @@ class Stops(Stop):
     what: str = ""
 
     def begin(self, costs: StepCosts | None) -> Any:
-        made = {"nothing": None, "class": Stopping, "object": object()}
+        made = {"nothing": None, "class": Stopping, "object": object(), "reads": Stopping()}
         if self.what == "raises":
             raise TypeError("boom")
         return made.get(self.what, _Wrong(self.what))
@@ -310,7 +310,7 @@ class _Wrong(Stopping):
         ("raises", "TypeError: boom"), ("half", "most must return"), ("nan", "most must return"),
         ("true", "most must return"), ("forgotten", "before_step must return True or False"),
         ("word", "before_step must return"), ("no draw", "before_draw must return"), ("learns", "ValueError: boom"),
-        ("locks", "cannot be copied"),
+        ("locks", "cannot be copied"), ("reads", "reads None, but the stop declares 'best'"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_stop_is_reported(loaded: Pair, what: str, said: str) -> None:
@@ -750,6 +750,17 @@ def test_a_plugin_is_blamed_only_for_its_own_errors(loaded: Pair) -> None:
     with pytest.raises(MemoryError), blamed(Writes()):
         raise MemoryError
     assert label(Speculative(draft=Drafts())) == "the strategy 'speculative' of cascli.strategies.speculative"
+
+
+def test_only_what_is_not_ours_is_left_out_if_it_fails() -> None:
+    with pytest.warns(PairWarning, match="left out: the stop .stops. of .*ZeroDivisionError"), left_out_if_it_fails(Stops()):
+        _fail_in_a_plugin()
+    with pytest.raises(ZeroDivisionError), left_out_if_it_fails(rules.load("opt")()):
+        raise ZeroDivisionError
+
+
+def _fail_in_a_plugin() -> None:
+    raise ZeroDivisionError("boom")
 
 
 def test_defaults_are_validated() -> None:

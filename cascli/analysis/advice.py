@@ -73,10 +73,10 @@ class Tolerance(Data):
                 raise UsageError(f"{spell(key)}: expected a number from 0 to 1 (got {value:g})")
             if lossless and value:
                 raise UsageError(f"{spell('lossless')} and {spell(key)} {value:g} contradict each other; give one.")
+        scored_by = "score" if spell is str else f"a task ({spell('task')}) or a metric ({spell('metric')})"
         if max_quality_loss and not scored:
             raise UsageError(
-                f"{spell('max_quality_loss')}: no answers are scored; give a task ({spell('task')}) or a metric"
-                f" ({spell('metric')}), or use {spell('max_tv')}."
+                f"{spell('max_quality_loss')}: no answers are scored; give {scored_by}, or use {spell('max_tv')}."
             )
         if max_quality_loss is None:
             return cls(max_tv=max_tv or 0.0)

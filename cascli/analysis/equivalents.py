@@ -102,16 +102,9 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
     drafter, k = params.get("draft", "model"), _length(params, fixed_k)
     notes = [NO_STOP] if "stop" in params else []
     if drafter == "model":
-        source = (pair.draft or pair.target).source
-        config: dict[str, Any] = {
-            "method": "eagle3" if source.startswith(EAGLE3_PREFIX) else "draft_model",
-            "model": _model(source.removeprefix(EAGLE3_PREFIX), "DRAFT"),
-            "num_speculative_tokens": k,
-        }
-        if temperature and not source.startswith(EAGLE3_PREFIX):
-            config["draft_sample_method"] = "probabilistic"
-        if pair.draft_tokenizer_size is not None:
-            notes.append("models with different tokenizers: greedy drafts only, in versions that support it")
+        config, note = _drafting_model(pair, temperature)
+        config["num_speculative_tokens"] = k
+        notes += [note] if note else []
     elif drafter == "prompt-lookup":
         config = {
             "method": "ngram",
@@ -134,6 +127,22 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
     if params.get("verify") == "block":
         config["rejection_sample_method"] = "block"
     return f"vllm serve {target} --speculative-config {shlex.quote(json.dumps(config))}", "; ".join(notes) or None
+
+
+def _drafting_model(pair: PairInfo, temperature: float) -> tuple[dict[str, Any], str | None]:
+    """How vLLM is told of the draft model, and what differs there."""
+    source = (pair.draft or pair.target).source
+    if source.startswith(EAGLE3_PREFIX):
+        config: dict[str, Any] = {"method": "eagle3", "model": _model(source.removeprefix(EAGLE3_PREFIX), "DRAFT")}
+        greedy = "drafts are the head's best tokens there, and drawn here, so acceptance differs"
+        return config, greedy if temperature else None
+    config = {"method": "draft_model", "model": _model(source, "DRAFT")}
+    if pair.draft_tokenizer_size is not None:
+        config["use_heterogeneous_vocab"] = True
+        return config, "models with different tokenizers: greedy drafts only, in versions that support it"
+    if temperature:
+        config["draft_sample_method"] = "probabilistic"
+    return config, None
 
 
 def _transformers(

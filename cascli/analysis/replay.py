@@ -181,7 +181,8 @@ def _trial(
     place = rounds = 0
     cost = 0.0
     while place < len(chances):
-        drafted, steps, seen = _drafted(readings, place, stop, stop.most(min(most, len(chances) - 1 - place)))
+        room = min(most, len(chances) - 1 - place)
+        drafted, steps, seen = _drafted(readings, place, stop, max(0, min(stop.most(room), room)))
         kept = 0
         while kept < drafted and toss() < chances[place + kept]:
             kept += 1

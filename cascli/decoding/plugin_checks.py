@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,8 +18,8 @@ import torch
 from torch import Tensor
 
 from cascli import plugins, rules, stops
-from cascli.blame import label
-from cascli.errors import RunError, raised
+from cascli.blame import blamed, label
+from cascli.errors import CascliError, PairWarning, RunError, raised
 from cascli.plugins import is_own
 from cascli.rules.base import Dial, Rule
 from cascli.sampling.distributions import Dists, total_variation
@@ -181,7 +183,8 @@ def _check(what: str, values: Tensor, shape: torch.Size) -> None:
     if values.is_cuda or not values.numel():
         return
     if not bool(torch.isfinite(values).all()):
-        raise RunError(f"{what} has values that are not finite (with reads_draft = False a rule sees NaN for q, q1).")
+        hint = " (with reads_draft = False a rule sees NaN for q, q1)" if what.startswith("the rule") else ""
+        raise RunError(f"{what} has values that are not finite{hint}.")
     low, error = float(values.min()), float((values.sum(dim=-1) - 1).abs().max())
     if low < -SLACK:
         raise RunError(f"{what} has negative values (down to {low:.3g}): expected probabilities.")
@@ -203,6 +206,11 @@ def beginning(stop: Stop, costs: StepCosts | None) -> Stopping:
         return begun
     if not isinstance(begun, Stopping):
         raise RunError(f"{label(stop)}: begin must return a Stopping (got {type(begun).__name__}).")
+    if begun.reads != stop.reads:
+        raise RunError(
+            f"{label(stop)}: what begin returned reads {begun.reads!r}, but the stop declares {stop.reads!r}; both must"
+            " declare the same."
+        )
     return _Checked(label(stop), begun)
 
 
@@ -340,6 +348,18 @@ def _check_numbers(name: str, s: Session, numbers: dict[str, float | None]) -> N
 
 
 # ---- those that work
+
+
+@contextmanager
+def left_out_if_it_fails(plugin: object) -> Iterator[None]:
+    """Go on without a third-party plug-in that fails here, with a warning that names it; own ones raise."""
+    try:
+        with blamed(plugin):
+            yield
+    except CascliError as error:
+        if is_own(plugin):
+            raise
+        warnings.warn(f"left out: {error}", PairWarning, stacklevel=4)
 
 
 def usable_rules() -> list[str]:

@@ -18,6 +18,7 @@ from cascli.analysis.replay import Machine
 from cascli.analysis.statistics import UNSEEN, UNSEEN_RATE, median
 from cascli.chat import Conversation
 from cascli.engine import environment
+from cascli.jobs.batch import check_prompts
 from cascli.jobs.candidates import Answers
 from cascli.jobs.compare import Repeats, counting
 from cascli.jobs.generate import conversations, converse, decode, request_for, request_of_turn, sampling_of, settings_of
@@ -105,6 +106,7 @@ def advise(
     all_prompts = conversations(prompts)
     if len(all_prompts) > 1 and max_new_tokens is None:
         settings = with_whole_answers(settings)
+    check_prompts(pair, all_prompts, settings)
     bars = notebook.bars()
     with bars or nullcontext():
         return Advising(pair, all_prompts, settings, tolerance, score, on_progress or bars or None).advice()

@@ -28,11 +28,10 @@ from cascli.analysis.replay import (
     with_stop,
 )
 from cascli.analysis.statistics import median
-from cascli.decoding.plugin_checks import applied, beginning, usable_stops
+from cascli.decoding.plugin_checks import applied, beginning, left_out_if_it_fails, usable_stops
 from cascli.decoding.speculation import asks_late
 from cascli.drafters.prompt_lookup import continuation
 from cascli.drafters.suffix import followers
-from cascli.errors import CascliError
 from cascli.jobs.recording import Seen
 from cascli.jobs.rule_curves import GRID, with_dial
 from cascli.models.pair import Pair
@@ -159,17 +158,17 @@ class Answers:
             if name == "never":
                 continue
             stop = stops.load(name)()
-            try:
+            parts = []
+            with left_out_if_it_fails(stop):
                 spec = parse(f"speculative:stop={name},k=auto").spec
                 readings, toss = self._readings(stop.reads), random.Random(0).random
-                parts = [
+                parts += [
                     with_stop(each, read, partial(beginning, stop, costs), self.longest, self._machine, toss)
                     for each, read in zip(self.chances, readings, strict=True)
                 ]
-            except CascliError:  # a broken stop from another package
-                continue
-            spent, rounds = zip(*parts, strict=True)
-            yield self._candidate(spec, "auto", spent, rounds, stop=name)
+            if parts:
+                spent, rounds = zip(*parts, strict=True)
+                yield self._candidate(spec, "auto", spent, rounds, stop=name)
 
     def _readings(self, reads: str | None) -> list[list[float]]:
         """What a stop reads at every token of every answer; for the chance of a drawn token, its expectation."""
@@ -238,10 +237,14 @@ class Answers:
             settings, seconds = list[RuleSetting](), list[float]()
             # The rule's parameters, parsed once: parsing each setting would take longer than judging it.
             params = parse(f"speculative-cascade:rule={name},{dial.parameter}={dial.strict}").params
-            for value in values:
-                start = time.perf_counter()
-                settings.append(self._rule_setting(params | {dial.parameter: value}, kind(**{dial.parameter: value})))
-                seconds.append(time.perf_counter() - start)
+            with left_out_if_it_fails(kind):
+                for value in values:
+                    start = time.perf_counter()
+                    rule = kind(**{dial.parameter: value})
+                    settings.append(self._rule_setting(params | {dial.parameter: value}, rule))
+                    seconds.append(time.perf_counter() - start)
+            if len(settings) < len(values):
+                continue
             extra, k = self._rule_cost(median(seconds)), lossless_k
             for setting in settings:
                 candidate = self._lenient(setting, extra, k)

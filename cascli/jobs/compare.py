@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cascli import notebook
 from cascli.analysis.comparison import (
@@ -26,7 +26,7 @@ from cascli.analysis.matching import Matching
 from cascli.analysis.profile import Profile
 from cascli.analysis.statistics import median
 from cascli.engine import StreamEvent, check_models
-from cascli.errors import UsageError
+from cascli.errors import UsageError, unknown
 from cascli.jobs import match as matched
 from cascli.jobs.batch import check_prompts, converse_many
 from cascli.jobs.batch_profile import batch_profiles
@@ -202,8 +202,11 @@ class Repeats:
             UsageError: a strategy needs something that the pair lacks, a fair schedule is combined with batches, or one
                 of several prompts cannot be answered.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size: expected 1 or more (got {batch_size})")
+        for name, number in (("batch_size", batch_size), ("runs", runs)):
+            if not isinstance(number, int) or number < 1:
+                raise UsageError(f"{name}: expected 1 or more (got {number!r})")
+        if schedule not in get_args(Schedule):
+            raise UsageError(unknown("schedule", str(schedule), get_args(Schedule)))
         if batch_size > 1 and schedule == "fair":
             raise UsageError("a fair schedule runs one answer per strategy at a time: leave it out with batch_size.")
         for strategy in strategies:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from operator import index
 from typing import Any, cast
 
@@ -206,11 +208,19 @@ def conversations(prompts: Prompts | None, prompt_ids: IdPrompts | None = None) 
     converted = [
         Prompt((each,), str(place)) if isinstance(each, str) else each for place, each in enumerate(several, 1)
     ]
+    if len(converted) > 1:
+        converted = [
+            replace(each, id=str(place)) if isinstance(each, Prompt) and not each.id else each
+            for place, each in enumerate(converted, 1)
+        ]
     invalid = next((each for each in converted if not isinstance(each, Prompt)), None)
     if invalid is not None:
         raise UsageError(f"prompts: expected strings (got {printed(invalid)})")
-    if not converted or not all(prompt.ids or all(prompt.turns) for prompt in converted):
+    if not converted or not all(prompt.ids or (prompt.turns and all(prompt.turns)) for prompt in converted):
         raise UsageError("give at least one prompt, and no empty ones.")
+    [(often, count)] = Counter(prompt.id for prompt in converted).most_common(1)
+    if count > 1:
+        raise UsageError(f"prompts: {count} have the id {often!r}, which sets their random numbers; give each its own.")
     return converted
 
 

@@ -14,7 +14,8 @@ from cascli import rules
 from cascli.analysis.matching import Matched, met
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.analysis.theory import expected_rounds
-from cascli.decoding.plugin_checks import applied, decided, usable_rules
+from cascli.blame import blamed
+from cascli.decoding.plugin_checks import applied, decided, left_out_if_it_fails, usable_rules
 from cascli.errors import UsageError
 from cascli.jobs.recording import Seen
 from cascli.rules.base import Dial, Exact, Rule, ThresholdRule
@@ -32,13 +33,13 @@ NEAR = 0.001
 
 def rule_estimates(seen: Seen, k: int, temperature: float) -> list[RuleEstimate]:
     """Estimate every threshold rule that chooses between the models, at every alpha."""
-    kinds = ((name, rules.load(name)) for name in usable_rules())
-    return [
-        rule_estimate(name, kind(alpha=alpha), seen, k, temperature)
-        for name, kind in kinds
-        if issubclass(kind, ThresholdRule) and kind().chooses
-        for alpha in ALPHAS
-    ]
+    found = list[RuleEstimate]()
+    for name in usable_rules():
+        kind = rules.load(name)
+        if issubclass(kind, ThresholdRule) and kind().chooses:
+            with left_out_if_it_fails(kind):
+                found += [rule_estimate(name, kind(alpha=alpha), seen, k, temperature) for alpha in ALPHAS]
+    return found
 
 
 def rule_estimate(name: str, rule: ThresholdRule, seen: Seen, k: int, temperature: float) -> RuleEstimate:
@@ -92,11 +93,11 @@ def match(
     seen: Seen, budgets: Sequence[float], k: int, temperature: float, names: Sequence[str] | None = None
 ) -> list[Matched]:
     """Find the setting nearest to each budget within each rule's range; `met` is false if that still misses it."""
-    return [
-        matched
-        for name, kind, dial in with_dial(names)
-        for matched in _match_rule(name, kind, dial, seen, budgets, k, temperature)
-    ]
+    found = list[Matched]()
+    for name, kind, dial in with_dial(names):
+        with left_out_if_it_fails(kind) if names is None else blamed(kind):
+            found += list(_match_rule(name, kind, dial, seen, budgets, k, temperature))
+    return found
 
 
 def lossless_calls(seen: Seen, k: int) -> float:
