@@ -59,14 +59,16 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _none_is_empty(texts: list[str]) -> list[str]:
+def _all_valid(texts: list[str]) -> list[str]:
     if not all(texts):
         raise ValueError("a stop text must not be empty; leave it out")
+    if any("\ud800" <= char <= "\udfff" for text in texts for char in text):
+        raise ValueError("a stop text is not valid UTF-8")
     return texts
 
 
 Strings = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
-Stops = Annotated[Strings, AfterValidator(_none_is_empty)]
+Stops = Annotated[Strings, AfterValidator(_all_valid)]
 
 
 class _Bool:

@@ -158,6 +158,7 @@ def test_checks_set_the_exit_code(cli) -> None:
         (["generate", "x", "--temperature", "-1"], 2, "--temperature"),
         (["generate", "x", "--top-p", "0"], 2, "--top-p"),
         (["generate", "x", "--stop", "y", "--stop", ""], 2, "--stop: a stop text must not be empty"),
+        (["generate", "x", "--stop", "\udcff"], 2, "--stop: a stop text is not valid UTF-8"),
         (["generate", "x", "--dtype", "int4"], 2, "--dtype"),
         (["generate", "x", "--device", "cuda:99"], 3, "CUDA"),
         (

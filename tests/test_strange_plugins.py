@@ -753,7 +753,10 @@ def test_a_plugin_is_blamed_only_for_its_own_errors(loaded: Pair) -> None:
 
 
 def test_only_what_is_not_ours_is_left_out_if_it_fails() -> None:
-    with pytest.warns(PairWarning, match="left out: the stop .stops. of .*ZeroDivisionError"), left_out_if_it_fails(Stops()):
+    with (
+        pytest.warns(PairWarning, match="left out: the stop .stops. of .*ZeroDivisionError"),
+        left_out_if_it_fails(Stops()),
+    ):
         _fail_in_a_plugin()
     with pytest.raises(ZeroDivisionError), left_out_if_it_fails(rules.load("opt")()):
         raise ZeroDivisionError

@@ -3,7 +3,8 @@
 A stop leaves output distributions unchanged if it uses only what is known before the next token is drawn, and nothing
 that was influenced by a token drawn and then discarded: that position is drawn again with the same random number. So a
 drawn token is always verified, and after a round a stop learns only what was read at the positions of the round's own
-tokens, not how many drafts followed a rejected one.
+tokens, not how many drafts followed a rejected one. (A distribution that depends on where rounds begin, as with prompt
+lookup and a rule that reads q, depends on the stop too.)
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cascli.errors import RunError
-from cascli.weights.gguf import tensors
+from cascli.weights.gguf import stock, tensors
 from cascli.weights.gguf.convert import convert
 from cascli.weights.manifest import is_whole
 from tests.weights.tiny import Kind, Tiny, vocabulary
@@ -256,3 +257,20 @@ def test_progress_is_in_bytes_and_ends_at_the_total(tmp_path):
     total = sum(value.numel() * 2 for value in load_file(tmp_path / "model" / "model.safetensors").values())
     assert seen[-1] == ("convert", total, total)
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "loaded", "refused"),
+    [
+        ({"rope.scaling.type": "yarn"}, {}, {"rope_type": "default"}, True),
+        ({"rope.scaling.type": "yarn"}, {}, {"rope_type": "yarn", "factor": 4.0}, False),
+        ({}, {"rope_freqs.weight": None}, {}, True),
+        ({}, {}, None, False),
+    ],
+)
+def test_scaling_that_the_stock_loading_leaves_out_is_refused(settings, tensors, loaded, refused):
+    """transformers reads it for a few families; with others, every position beyond the first was wrong."""
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(rope_parameters=loaded))
+    file = SimpleNamespace(setting=settings.get, tensors=tensors, path="a.gguf", architecture="qwen3")
+    with pytest.raises(RunError, match="how positions are scaled") if refused else nullcontext():
+        stock._require_scaling(file, config)

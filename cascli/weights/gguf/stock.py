@@ -22,7 +22,25 @@ def save_model(file: GgufFile, folder: Path) -> None:
 
     with _refusals(file):
         model = untrusted.any_model(file.path.parent, gguf_file=file.path.name, dtype=torch.bfloat16, **_dequantised())
-        model.save_pretrained(folder)
+    _require_scaling(file, model.config)
+    model.save_pretrained(folder)
+
+
+def _require_scaling(file: GgufFile, config: Any) -> None:
+    """Reject a file whose rotary scaling transformers has left out, as it does for most families.
+
+    Raises:
+        RunError: the file scales positions, and the config does not.
+    """
+    scaling = file.setting("rope.scaling.type", "none")
+    divisors = [name for name in file.tensors if name.startswith(("rope_freqs", "rope_factors"))]
+    loaded = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if (scaling != "none" or divisors) and loaded.get("rope_type", "default") == "default":
+        what = divisors[0] if divisors else f"rope.scaling.type {scaling}"
+        raise RunError(
+            f"{file.path}: transformers leaves out how positions are scaled ({what}) in GGUF files of"
+            f" {file.architecture}.\nUse the model's safetensors instead, as a folder or from the hub."
+        )
 
 
 def save_tokenizer(file: GgufFile, folder: Path) -> None:
