@@ -314,7 +314,7 @@ def test_a_rule_that_fails_somewhere_in_its_range_is_left_out(monkeypatch: pytes
     seen = seen_of(compact(laws("zipf 1.5", 300)))
     with pytest.warns(PairWarning, match="left out: the rule .fails-at-its-end. of .*ZeroDivisionError: boom"):
         assert {each.rule for each in match(seen, [0.5], 3, 1.0)} == {"mixture"}
-    with pytest.raises(RunError, match="fails-at-its-end.*ZeroDivisionError: boom"):
+    with pytest.raises(RunError, match=r"fails-at-its-end.*ZeroDivisionError: boom"):
         match(seen, [0.5], 3, 1.0, ["mixture", "ends"])
 
 
