@@ -35,7 +35,7 @@ from cascli.jobs.compare import Repeats
 from cascli.jobs.generate import converse, decode
 from cascli.jobs.recording import record
 from cascli.prompts import Prompt, builtin
-from cascli.render.advice import _basis, _largest_gain, print_advice
+from cascli.render.advice import _basis, _interval, _largest_gain, print_advice
 from cascli.render.console import Screen
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Resolved
@@ -1229,3 +1229,17 @@ def test_tokens_per_round_count_written_tokens_only(near_pair: Pair, monkeypatch
     monkeypatch.setattr(Measured, "tokens_per_round", lambda *_: 7.5)
     found = advise(near_pair, ["hello", "you"], max_new_tokens=8, temperature=0)
     assert {row.tokens_per_round for row in found.confirmed} == {7.5}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ((1.002, 1.04), "1.02x (95% 1.002-1.04)"),
+        ((0.998, 1.04), "1.02x (95% 1.00-1.04)"),
+        ((1.0002, 1.0049), "1.02x (95% 1.0002-1.005)"),
+    ],
+)
+def test_a_gain_is_not_shown_with_an_interval_that_begins_at_1(bounds: tuple[float, float], said: str) -> None:
+    ratio = Ratio(of_means=1.02, mean=1.02, interval=bounds, interval_kind="95%", prompts=9)
+    assert choosing.format_ratio(ratio) == said
+    assert said.endswith(f"{_interval(ratio)})")

@@ -780,3 +780,21 @@ def test_a_value_equal_to_the_requirement_is_enough(text: str, name: str) -> Non
     for value, enough in ((1.2, True), (1.3, True), (1.19, False), (None, False)):
         row: Any = SimpleNamespace(strategy="draft", **{name: value})
         assert (first_violation(wanted, [row]) is None) is enough
+
+
+def test_tokens_per_round_are_compared_over_prompts_that_both_answered() -> None:
+    """Where plain speculation failed on prompts that are easy to draft, every rule seemed to draft better."""
+    easy, hard = answered(1, 60, 10, accepted=50), answered(2, 20, 10, accepted=10)
+    both = answer_costs(RULE, {PLAIN: [easy, hard], RULE: [easy, hard]})
+    failed = answer_costs(RULE, {PLAIN: [hard], RULE: [easy, hard]})
+    assert both is not None and failed is not None
+    assert both.accepted_to_lossless == failed.accepted_to_lossless == 1
+
+
+def test_no_strategy_calls_the_target_least_if_others_answered_fewer_prompts() -> None:
+    target, plain = ten([100] * 10, [100] * 10), ten([100] * 10, [50] * 10, accepted=50)
+    answers = {"target": target, PLAIN: plain, RULE: ten([100] * 10, [40] * 10, accepted=100)}
+    found = [row(spec, answer_costs(spec, answers)) for spec in answers]
+    assert "calls the target least" in (cost_verdict(found, fancy=False) or "")
+    fewer = [each.model_copy(update={"num_prompts": 5}) if each.strategy == "target" else each for each in found]
+    assert "needs only 0.80x" in (cost_verdict(fewer, fancy=False) or "")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cascli import load_pair
+from cascli.audit import numerics
 from cascli.errors import RunError
 from cascli.models.cache import cache_name, check_supported
 from cascli.models.cpu.batch_reader import PROMPT_BLOCK
@@ -161,3 +162,10 @@ def test_models_are_refused_if_their_forward_takes_no_cache_of_either_name(monke
     monkeypatch.setattr("cascli.models.cache.forward_parameters", lambda _: {"input_ids", "cache_params"})
     with pytest.raises(RunError, match="no key-value cache"):
         check_supported(config)
+
+
+def test_the_audit_reads_beyond_a_chunk() -> None:
+    loaded = load_pair({"draft": model(1, 40, **OWN_ATTENTION["llama4_text"]), "target": model(2, 40)})
+    assert numerics.window(loaded.draft) == 12 and numerics.window(loaded.target) is None
+    check = numerics.cache("draft", loaded.draft, 40, 2)
+    assert check.status == "pass" and check.detail.endswith("beyond its window of 12")

@@ -9,6 +9,7 @@ import torch
 
 from cascli import Pair, Run, compare, generate, generate_many, load_pair
 from cascli.analysis.comparison import _totals, spread_of, summarise
+from cascli.analysis.draft_length import DraftLength
 from cascli.analysis.speculation_profile import of_comparison
 from cascli.cli import picks
 from cascli.cli.picks import _runs_of_prompt
@@ -139,7 +140,11 @@ def test_a_subset_of_a_comparison_drops_the_explanation_of_the_whole(text_pair: 
     asked = [Prompt(("one",), "a", "x"), Prompt(("two",), "b", "y")]
     found = compare(text_pair, asked, ["target", "draft", "speculative:k=2"], max_new_tokens=4)
     assert found.explanation is not None and set(found.categories) == {"x", "y"}
+    found = found.model_copy(
+        update={"spread": 0.5, "draft_lengths": [DraftLength(strategy="speculative", fixed=None, stops={}, oracle=1.5)]}
+    )
     alone = picks.of_comparison(found, ["target", "draft"], None)
+    assert alone.draft_lengths == [] and alone.spread is None, "these are of all strategies"
     assert alone.explanation is None and [row.strategy for row in alone.summary] == ["target", "draft"]
     assert [row.strategy for rows in alone.categories.values() for row in rows] == ["target", "draft"] * 2
     first = picks.of_comparison(found, [], "a")

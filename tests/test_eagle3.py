@@ -28,6 +28,7 @@ from cascli.evaluation import harness
 from cascli.jobs.bench import bench
 from cascli.models.eagle3.runners import Eagle3Runner
 from cascli.models.survey import survey
+from cascli.render.console import Screen
 from cascli.strategies import parse
 from tests.eagle3 import LAYER, TAPS, WIDTH, pair_with_head, target, write_head
 from tests.pairs import ARCHITECTURES
@@ -250,7 +251,9 @@ def test_eval_adds_what_generate_runs_by_default(
     assert asked == ["target", "speculative:k=4"]
 
 
-def test_rules_that_rely_on_confidence_are_warned_of_wherever_they_run(folder: Path, tmp_path: Path) -> None:
+def test_rules_that_rely_on_confidence_are_warned_of_wherever_they_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, plan = tmp_path / "pair.yaml", tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(pair_with_head(folder, VOCAB)))
     task = {"kind": "jsonl", "path": str(tmp_path / "asked.jsonl")}
@@ -268,6 +271,13 @@ def test_rules_that_rely_on_confidence_are_warned_of_wherever_they_run(folder: P
         ended = CliRunner().invoke(app, command)
         assert ended.exit_code == 0, ended.output
         assert ended.stderr.count("chow: relies on the draft's confidence") == 1, command
+    heard = list[str]()
+    monkeypatch.setattr(harness, "task_manager", lambda request: None)
+    monkeypatch.setattr(evaluate, "_run", lambda *_, **__: None)
+    monkeypatch.setattr(Screen, "note", lambda _, text: heard.append(text))
+    CliRunner().invoke(app, ["eval", "--tasks", "any", "-c", str(file), "-s", "speculative-cascade:rule=chow"])
+    assert any(text.startswith("chow: relies on") for text in heard)
+    monkeypatch.undo()
     ended = CliRunner().invoke(app, ["chat", *few], input="/strategy speculative-cascade:rule=chow\n")
     assert ended.stderr.count("chow: relies on the draft's confidence") == 1
 

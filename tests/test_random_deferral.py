@@ -141,3 +141,10 @@ def test_temperatures_do_not_mix() -> None:
     records = [record(spec, i, quality, calls) for spec, quality, calls in specs for i in range(8)]
     records += [record(RULE, i, 0.75, 6, temperature=1.0) for i in range(8)]
     assert {row.quality_vs_random for row in rows(records)} == {None}
+
+
+def test_few_prompts_have_a_difference_but_no_range() -> None:
+    """What is averaged is not a prompt's own difference: with one long answer it was -1.5 for scores from 0 to 1."""
+    found = against_random(*drawn(np.random.default_rng(1), 4))
+    assert found is not None and found[1] is None
+    assert against_random(*drawn(np.random.default_rng(1), 8))[1].kind == "95%"

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from itertools import islice
 
+import pytest
 from rich.console import Console
 
+from cascli.decoding.session import Session
+from cascli.errors import RunError
 from cascli.render.console import Screen
 from cascli.render.stream import AnswerStream
+from cascli.strategies.target import Target
 from cascli.trace import Drafted, Emitted, Round
+from tests.commands import invoke
 
 
 class Terminal(io.StringIO):
@@ -41,6 +48,22 @@ def shown(color: str | None, *, verbose: bool) -> tuple[str, str]:
     view.round(STEP, ["Buzz", " was", " in"])
     view.end()
     return out.getvalue(), err.getvalue()
+
+
+def test_an_error_begins_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draft model's context may be full in the middle of an answer."""
+
+    def fails(self: Target, s: Session) -> Iterator[Round]:
+        yield from islice(decode(self, s), 30)
+        raise RunError("full")
+
+    decode = Target.decode
+    monkeypatch.setattr(Target, "decode", fails)
+    ended = invoke(
+        "generate", "hi", "-c", "tiny-random", "-s", "target", "--max-new-tokens", "40", "--temperature", "0"
+    )
+    assert ended.exit_code == 3 and ended.stderr.endswith("cascli: full\n")
+    assert ended.stdout.strip() and ended.stdout.endswith("\n")
 
 
 def test_every_origin_keeps_a_mark_without_colour() -> None:

@@ -15,7 +15,7 @@ from cascli.cli.app import app
 from cascli.errors import UsageError
 from cascli.render.sweep_plot import plot_sweep
 from cascli.render.sweep_report import report
-from cascli.render.sweep_report_tables import _in_category
+from cascli.render.sweep_report_tables import _in_category, strategies_table
 from cascli.sweeps.plan import Cell
 from cascli.sweeps.records import Record, Records
 from cascli.sweeps.samples import MAX_ANSWERS, MAX_SAMPLES, samples
@@ -106,6 +106,18 @@ def test_a_value_its_interval_and_its_difference_are_one_cell_each() -> None:
     assert re.fullmatch(r"-0\.\d{3} 95%: -0\.\d\d to [+-]0\.\d\d", cells[2]) and headings[3] == "against random"
     assert re.fullmatch(r"\d\.\d\dx \d+\.\d tokens/s", cells[3])  # all prompts take equally long: no scatter
     assert table.count('<tr class="group">') == 2  # one per temperature
+
+
+def test_bounds_on_the_page_are_on_the_side_of_their_verdict() -> None:
+    change = {
+        "quality_vs_target": -0.0004,
+        "quality_vs_target_interval": (-0.1, -0.0002),
+        "tested_acceptance_rate": 0.9988,
+    }
+    speed = {"speed_vs_target": 1.003, "speed_interval": (1.001, 1.0049), "speed_interval_kind": "95%"}
+    close = rows(records_of(PLAN), PLAN)[-1].model_copy(update=change | speed)
+    text = Elements(strategies_table([close], "f1")).text
+    assert "-0.0004 95%: -0.10 to -0.0002" in text and "1.003x 95%: 1.001 to 1.005" in text and "0.999" in text
 
 
 def test_few_prompts_have_no_interval_on_the_page() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cascli.analysis.matching import Matched
 from cascli.analysis.rule_estimate import RuleEstimate
-from cascli.render.sweep import COST, estimates_table, sweep_tables
+from cascli.render.sweep import COST, category_tables, estimates_table, sweep_tables
 from cascli.render.sweep_report import report
 from cascli.render.sweep_report_tables import strategies_table
 from cascli.render.sweep_words import caution, differences, findings, is_beyond_chance, pair_of, summary, title_of
@@ -235,6 +235,31 @@ def test_nothing_is_found_among_a_part_of_the_strategies() -> None:
     """`show -s` has some of them; the fastest may be another."""
     assert findings(ROWS, header_of(PLAN)) == findings(ROWS) != []
     assert findings([row for row in ROWS if row.strategy in ("target", "draft")], header_of(PLAN)) == []
+
+
+def test_nothing_is_found_at_a_temperature_that_lacks_strategies() -> None:
+    """A sweep in batches is stopped after one temperature; and a plug-in may not be installed where it is shown."""
+    few = [row for row in ROWS if row.temperature == 0 or row.strategy in ("target", "draft")]
+    found = findings(few, header_of(PLAN))
+    assert found and all(each.startswith("At temperature 0 (greedy),") for each in found)
+    foreign = plan_of(strategies=["target", "speculative-cascade:rule=mine"])
+    assert findings(ROWS, header_of(foreign)) == findings(ROWS)
+
+
+def test_a_prompt_that_failed_everywhere_forms_no_category() -> None:
+    records = [each for each in records_of(PLAN) if each.category == "writing"]
+    lost = [Record(cell=each.cell, problem="gone", error="no") for each in records]
+    assert by_category([*records, *lost], PLAN) == {}
+
+
+def test_bounds_of_categories_have_a_meaning_only_if_they_are_shown() -> None:
+    groups = by_category(records_of(PLAN, 16), PLAN)
+    view = console(200, color=False)
+    for part in category_tables(groups, "f1", view):
+        view.print(part)
+    text = view.file.getvalue()
+    assert re.search(r"0\.\d\d \(0\.\d\d-0\.\d\d\)", text) and "( ): 95% interval over prompts" in text
+    assert "the same on every prompt" not in text, "differences to the target, which this table has not"
 
 
 def test_the_front_has_only_strategies_that_answered_the_most_prompts() -> None:

@@ -108,6 +108,7 @@ def test_a_comparison_of_batches(tiny: Pair) -> None:
     alone = compare(tiny, PROMPTS, ["target", "speculative:k=2"], max_new_tokens=8, temperature=0.0, measure=False)
     assert [run.token_ids for run in found.runs] == [run.token_ids for run in alone.runs]
     assert found.batch_size == 3
+    assert all(row.weight_bytes_per_token is None and row.flops_per_token for row in found.summary), "passes are shared"
     assert found.schedule == "sequential"
     assert found.profile is not None and found.profile.batch_size == 3
     with pytest.raises(UsageError, match="fair schedule"):
@@ -384,7 +385,9 @@ def test_a_command_shows_a_warning_of_the_pair_as_one_line(tmp_path: Path) -> No
     config.write_text(yaml.safe_dump(pair(300, **ARCHITECTURES["gemma2"])))
     asked.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     command = ["generate", "--prompts", str(asked), "-c", str(config), "-s", "target", "--max-new-tokens", "2"]
-    loud, quiet = (program(*command, "--batch-size", "2", *more) for more in ([], ["-q"]))
+    hushed = os.environ | {"CASCLI_QUIET": "1"}
+    loud, quiet = (program(*command, "--batch-size", "2", env=env) for env in (None, hushed))
+    assert program(*command, "--batch-size", "2", "-q").stderr == ""
     assert "\nthe target model reads the texts of a batch one by one: " in f"\n{loud.stderr}"
     assert "PairWarning" not in loud.stderr and quiet.stderr == ""
 
