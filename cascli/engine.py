@@ -314,8 +314,7 @@ def check_prompt(pair: Pair, request: Request) -> int:
     room = request.max_new_tokens if pair.context is None else pair.context - count
     if room < 1:
         raise UsageError(
-            f"the prompt has {count} tokens, with all turns before it, but the pair's context is {pair.context};"
-            " shorten it, or begin anew."
+            f"the prompt has {count} tokens, but the pair's context is {pair.context}; shorten the prompt."
         )
     return min(request.max_new_tokens, room)
 

@@ -154,6 +154,15 @@ def test_a_model_gets_its_cache_under_the_name_that_its_forward_has(name: str) -
     assert run.length == 5
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_encoders_are_refused_unless_they_are_decoders(name: str) -> None:
+    """transformers has causal classes for them, which read both ways: a cached answer is not what they would write."""
+    shape = {"model_type": name, "pad_token_id": 0}
+    with pytest.raises(RunError, match="is an encoder, whose tokens see those after them"):
+        load_pair({"target": model(1, 40, **shape)})
+    load_pair({"target": model(1, 40, **shape, is_decoder=True)})
+
+
 def test_models_are_refused_if_their_forward_takes_no_cache_of_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
     config = runner("llama").model.config
     for name in ("cache", "past_key_values"):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import takewhile
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from cascli import notebook
@@ -203,7 +204,7 @@ class Repeats:
                 of several prompts cannot be answered.
         """
         for name, number in (("batch_size", batch_size), ("runs", runs)):
-            if not isinstance(number, int) or number < 1:
+            if not isinstance(number, Integral) or number < 1:
                 raise UsageError(f"{name}: expected 1 or more (got {number!r})")
         if schedule not in get_args(Schedule):
             raise UsageError(unknown("schedule", str(schedule), get_args(Schedule)))

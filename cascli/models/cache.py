@@ -223,6 +223,14 @@ def forward_parameters(config: PreTrainedConfig) -> frozenset[str]:
     return frozenset(inspect.signature(model_class.forward).parameters)
 
 
+def _is_encoder(config: PreTrainedConfig) -> bool:
+    """Whether the config is of an encoder such as BERT, which transformers has a causal class for as well."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if model_class is None or getattr(config, "is_decoder", None) is not False:
+        return False
+    return "is_decoder=True" in inspect.getsource(model_class.__init__)
+
+
 def cache_name(parameters: Collection[str]) -> str:
     """The keyword for the cache of a forward with these parameters, which transformers 5.24 renamed."""
     return "cache" if "cache" in parameters else "past_key_values"
@@ -241,6 +249,11 @@ def check_supported(config: PreTrainedConfig) -> None:
                 f"model type '{config.model_type}' is an encoder-decoder; the only ones cascli runs are"
                 f" {', '.join(ENCODER_DECODERS)} (T5, FLAN-T5)."
             )
+    elif _is_encoder(config):
+        raise RunError(
+            f"model type '{config.model_type}' with is_decoder: false is an encoder, whose tokens see those after them;"
+            "\nuse a causal language model."
+        )
     elif cache_name(parameters := forward_parameters(config)) not in parameters or config.model_type in _OWN_CACHES:
         raise RunError(
             f"model type '{config.model_type}' has no key-value cache,"

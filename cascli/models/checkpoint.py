@@ -63,13 +63,15 @@ def files_of(folder: Path) -> dict[str, Path] | None:
     """The file of each tensor; None if the folder holds no safetensors.
 
     Raises:
-        RunError: the index names a file outside the folder.
+        RunError: the index is none, or names a file outside the folder.
     """
     if (folder / _ONE_FILE).is_file():
         with safe_open(folder / _ONE_FILE, framework="pt") as file:
             return dict.fromkeys(file.keys(), folder / _ONE_FILE)
     if (folder / _INDEX).is_file():
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+            raise RunError(f"{folder / _INDEX}: it has no 'weight_map', which names the file of each tensor.")
         files = {name: folder / file for name, file in index["weight_map"].items()}
         outside = next((file for file in files.values() if file.parent != folder), None)
         if outside is not None:

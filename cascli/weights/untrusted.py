@@ -28,6 +28,7 @@ LARGEST = 2**24
 _CONFIG_BYTES = 64 * MEGABYTE
 _COUNTS = ("layer", "block", "depth")
 _SIZES = ("size", "width", "dim", "heads", "experts", "n_embd", "n_head", "n_inner", "d_model", "d_ff")
+_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 _TOKENIZER_SECONDS = 60
 _TOKENIZER_BYTES = 4 << 30
 # A tokenizer file can make the process that reads it abort, panic or hang, so it is first tried in a child process.
@@ -166,14 +167,16 @@ def damaged(place: Path, what: str = "") -> Iterator[None]:
 
 
 def _check_files(folder: Path) -> None:
-    """Reject files that a loader would wait for, or read forever.
+    """Reject files that a loader would wait for, or read forever, and those that are not there yet.
 
     Raises:
-        RunError: the folder contains a pipe or a device.
+        RunError: the folder contains a pipe or a device, or what Git LFS leaves in place of a file.
     """
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir()):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise RunError(f"{path}: not a regular file, so it does not belong in a model folder.")
+        if path.is_file() and path.stat().st_size < _POINTER_BYTES and path.read_bytes().startswith(_POINTER):
+            raise RunError(f"{path}: a Git LFS pointer instead of the file; 'git lfs pull' there fetches it.")
 
 
 def check_sizes(values: Any, where: str = "") -> None:

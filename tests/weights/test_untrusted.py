@@ -132,6 +132,18 @@ def test_loaders_are_called_in_one_place() -> None:
     assert all(safe for _, owner, safe in found if owner != "GenerationConfig")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    assert f"{name}: a Git LFS pointer instead of the file; 'git lfs pull'" in refused(folder)
+
+
+def test_an_index_without_files_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "it has no 'weight_map'" in refused(folder)
+
+
 def test_pickles_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")

@@ -66,8 +66,10 @@ def _dequantised() -> dict[str, Any]:
 def _refusals(file: GgufFile) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, NotImplementedError, ImportError) as error:
+    except (ValueError, KeyError, NotImplementedError, ImportError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its tensors have other shapes than transformers takes from its settings"
         raise RunError(
             f"{file.path}: transformers cannot load this GGUF file ({file.architecture}): {reason}\n"
             "Use the model's safetensors instead, as a folder or from the hub."
