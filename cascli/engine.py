@@ -23,7 +23,7 @@ from cascli.decoding.cursor import Cursor
 from cascli.decoding.detokenizer import Speller
 from cascli.decoding.plugin_checks import rounds
 from cascli.decoding.session import Session
-from cascli.errors import UsageError
+from cascli.errors import ContextFull, UsageError
 from cascli.models.calls import ROLES
 from cascli.models.pair import Pair
 from cascli.sampling.autoregressive import Sampler
@@ -313,7 +313,7 @@ def check_prompt(pair: Pair, request: Request) -> int:
         raise UsageError(f"max_new_tokens must be 1 or more (got {request.max_new_tokens})")
     room = request.max_new_tokens if pair.context is None else pair.context - count
     if room < 1:
-        raise UsageError(
+        raise ContextFull(
             f"the prompt has {count} tokens, but the pair's context is {pair.context}; shorten the prompt."
         )
     return min(request.max_new_tokens, room)

@@ -31,6 +31,10 @@ class UsageError(CascliError):
     exit_code = 2
 
 
+class ContextFull(UsageError):
+    """A prompt, with the turns before it, that leaves no room for an answer."""
+
+
 class ConfigError(UsageError):
     """A pair or sweep file with an unknown key, a wrong type or a value out of range (exit code 2)."""
 

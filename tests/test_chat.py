@@ -221,6 +221,13 @@ def test_a_failed_answer_does_not_end_the_chat(stored: str) -> None:
     assert "context" in found.stderr and found.stderr.count("TV") == 1 and found.exit_code == 0
 
 
+def test_a_conversation_that_outgrew_the_context_is_told_of_new(stored: str) -> None:
+    found = talk(stored, "x" * 5000, "/quit")
+    assert "/new" not in found.stderr.partition("/help lists")[2]
+    found = talk(stored, "x" * 200, "x" * 200, "/quit")
+    assert "context" in found.stderr and "/new begins another conversation" in " ".join(found.stderr.split())
+
+
 def test_lines_that_are_not_utf8_are_refused_individually(stored: str) -> None:
     found = CliRunner().invoke(app, ["chat", "-c", stored, "--max-new-tokens", "2"], input=b"\xff\xfe\nhi\n")
     assert "not UTF-8 text" in found.stderr and found.stderr.count("TV") == 1

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cascli.chat import Conversation
 from cascli.engine import StreamEvent, check_models
-from cascli.errors import UsageError
+from cascli.errors import ContextFull, UsageError
 from cascli.jobs.generate import OnRound, decode, request_of_turn
 from cascli.models.pair import Pair
 from cascli.settings import Resolved, checked
@@ -57,6 +57,10 @@ class Chat:
             if text:
                 self.conversation = self.conversation.with_answer(turn, text)
             raise
+        except ContextFull as error:
+            if not self.conversation.past:
+                raise
+            raise ContextFull(f"{error}\nThe turns before it count too; /new begins another conversation.") from None
         self.conversation = self.conversation.with_answer(turn, run.text)
         self.last = run
         return run
