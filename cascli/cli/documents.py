@@ -59,6 +59,8 @@ class Saved(ABC):
             file: where it is from, for errors and for answers stored next to it.
         """
         self.text, self.schema, self.file = text, schema, file
+        self.note: str | None = None
+        """What to know about its numbers."""
 
     def picked(self, names: Sequence[str], prompt: str | None) -> Saved:
         """The document reduced to some strategies, or to one prompt.
@@ -155,7 +157,10 @@ class SavedComparison(Saved):
     def picked(self, names: Sequence[str], prompt: str | None) -> SavedComparison:
         """See `Saved.picked`."""
         part = picks.of_comparison(self.comparison, names, prompt)
-        return SavedComparison(part.to_json(), self.schema, self.file)
+        document, repeats = SavedComparison(part.to_json(), self.schema, self.file), len(self.comparison.repeats)
+        if prompt is not None and repeats > 1:
+            document.note = f"speeds are those of the first of {repeats} runs, the only one whose answers are kept"
+        return document
 
     def has_categories(self) -> bool:
         """See `Saved.has_categories`."""

@@ -78,6 +78,8 @@ def command(
             raise UsageError(f"{file}: --by category: its prompts have only one category, or none")
         if strategy or prompt is not None:
             document = document.picked(strategy or [], prompt)
+            if document.note is not None:
+                view.note(document.note)
         if outputs.formats:
             outputs.deliver(_writers(document, outputs, title), view)
         else:
