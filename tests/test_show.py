@@ -163,8 +163,8 @@ def test_strategies_of_a_comparison_can_be_selected(comparison: Path) -> None:
 
 def test_speeds_of_one_prompt_are_of_the_first_run(comparison: Path, text_pair: Pair, tmp_path: Path) -> None:
     twice = tmp_path / "twice.json"
-    how: Any = {"max_new_tokens": 3, "measure": False, "runs": 2}
-    twice.write_text(compare(text_pair, ["one", "two"], ["target", "draft"], **how).to_json())
+    found = compare(text_pair, ["one", "two"], ["target", "draft"], max_new_tokens=3, measure=False, runs=2)
+    twice.write_text(found.to_json())
     note = "speeds are those of the first of 2 runs, the only one whose answers are kept"
     assert note in " ".join(show(str(twice), "--prompt", "2").stderr.split())
     assert not show(str(twice), "-s", "draft").stderr and not show(str(comparison), "--prompt", "2").stderr
