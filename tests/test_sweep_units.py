@@ -8,6 +8,7 @@ import pytest
 
 from cascli import Pair, generate
 from cascli.analysis.profile import Profile, timing
+from cascli.sweeps import ray_executor
 from cascli.sweeps.likelihood import log_likelihood
 from cascli.sweeps.plan import Cell, SweepPlan
 from cascli.sweeps.tasks import Example, Task
@@ -30,6 +31,16 @@ def test_the_reference_is_greedy_whatever_ran_before(text_pair: Pair) -> None:
     for spec, temperature in (("target", 1.0), ("speculative:k=2", 0.0)):
         found = worker.do(Unit(Cell(strategy=spec, temperature=temperature, seed=0), problem))
     assert found.error is None and found.quality == 1
+
+
+def test_a_failed_answer_keeps_its_prompts_category(text_pair: Pair) -> None:
+    """Otherwise a category whose answers all failed would not know of them."""
+    plan = SweepPlan(strategies=["target"], temperatures=[0.0], max_new_tokens=4)
+    problem = Example("p", "x" * 5000, category="long")
+    cell = Cell(strategy="target", temperature=0.0, seed=0)
+    found = Worker(text_pair, plan, Task("agreement", [problem])).do(Unit(cell, problem))
+    assert found.error is not None and found.category == "long"
+    assert ray_executor._lost(Unit(cell, problem), RuntimeError("gone")).category == "long"
 
 
 def test_a_record_covers_all_turns(text_pair: Pair) -> None:
