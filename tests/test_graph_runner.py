@@ -17,6 +17,7 @@ from cascli.errors import UsageError
 from cascli.models.calls import Calls, Write
 from cascli.models.choose_runner import BY_FLAG, choose_runner, why_eager
 from cascli.models.eager_runner import EagerRunner
+from cascli.models.gpu.decode_attention import can_decode
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import LONGEST, MOST_SAMPLERS, GraphRunner
 from cascli.models.gpu.static_cache import bucket_for
@@ -240,6 +241,17 @@ def by_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("by_buckets")
+def test_a_model_whose_code_cannot_call_another_attention_keeps_its_own() -> None:
+    """Otherwise its steps would count as recorded for every length, with an attention that reads one bucket."""
+    config = pair(300, model_type="falcon", alibi=False)
+    plain, taped = load_pair(config, dtype="float32"), recorded(load_pair(config, dtype="float32"))
+    assert not can_decode(plain.target.model) and can_decode(load_pair(pair(300)).target.model)
+    for length in (5, 120):
+        ask: dict[str, Any] = {"prompt_ids": [7 * i % 250 for i in range(length)], "max_new_tokens": 20}
+        one, other = (generate(each, strategy="speculative:k=3", temperature=0, **ask) for each in (plain, taped))
+        assert one.token_ids == other.token_ids
+
+
 def test_longer_texts_move_to_larger_buckets_and_keep_their_states(taped: Pair) -> None:
     plain = load_pair(pair(max_position_embeddings=4096), dtype="float32").target.runner
     runner = taped.target.runner

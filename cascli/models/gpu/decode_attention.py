@@ -102,7 +102,7 @@ def use_decode_attention(model: PreTrainedModel) -> bool:
 
 
 def can_decode(model: PreTrainedModel) -> bool:
-    """Whether the kernels are available and compute a model's attention.
+    """Whether the kernels are available and compute a model's attention, and its code can call them.
 
     They compute causal attention with or without sliding windows and soft caps, but not chunks, sinks or biases.
     """
@@ -111,7 +111,8 @@ def can_decode(model: PreTrainedModel) -> bool:
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     stock = config._attn_implementation in ("sdpa", ROWS, NAME) or (capped and config._attn_implementation == "eager")
     plain = getattr(config, "v_head_dim", None) is None  # set where states are compressed: values narrower than keys
-    return _fits(model.device) and stock and plain and kinds <= {"full_attention", "sliding_attention"}
+    known = kinds <= {"full_attention", "sliding_attention"}
+    return _fits(model.device) and stock and plain and known and model._can_set_attn_implementation()
 
 
 def _fits(device: torch.device) -> bool:
