@@ -29,7 +29,7 @@ from cascli.cli.app import app
 from cascli.config import pair_files
 from cascli.engine import Request
 from cascli.errors import UsageError
-from cascli.jobs.advise import RECORDED_K, Measured, halves, spread
+from cascli.jobs.advise import RECORDED_K, Advising, Measured, halves, spread
 from cascli.jobs.candidates import Answers, _while_known
 from cascli.jobs.compare import Repeats
 from cascli.jobs.generate import converse, decode
@@ -1243,3 +1243,10 @@ def test_a_gain_is_not_shown_with_an_interval_that_begins_at_1(bounds: tuple[flo
     ratio = Ratio(of_means=1.02, mean=1.02, interval=bounds, interval_kind="95%", prompts=9)
     assert choosing.format_ratio(ratio) == said
     assert said.endswith(f"{_interval(ratio)})")
+
+
+def test_prompts_are_checked_before_anything_is_recorded(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the last of them fails after the minutes that the others took."""
+    monkeypatch.setattr(Advising, "_record", lambda _: pytest.fail("recorded"))
+    with pytest.raises(UsageError, match="prompt '5': the prompt has 900 tokens"):
+        advise(text_pair, ["one", "two", "three", "four", "y" * 900], max_new_tokens=4, temperature=1.0)

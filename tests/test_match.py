@@ -302,13 +302,14 @@ class FailsAtItsEnd(Mixture):
         return super().apply(d)
 
 
-def test_a_rule_that_fails_somewhere_in_its_range_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_that_fails_somewhere_in_its_range_is_left_out(near_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless it was asked for; it stopped the search for all others, without its name."""
     known = rule_curves.with_dial
 
     def with_one_more(names: Sequence[str] | None = None) -> Any:
         assert FailsAtItsEnd.dial is not None
-        return [*known(["mixture"]), ("ends", FailsAtItsEnd, FailsAtItsEnd.dial)]
+        every = [*known(["mixture"]), ("ends", FailsAtItsEnd, FailsAtItsEnd.dial)]
+        return [each for each in every if names is None or each[0] in names]
 
     monkeypatch.setattr(rule_curves, "with_dial", with_one_more)
     seen = seen_of(compact(laws("zipf 1.5", 300)))
@@ -316,6 +317,15 @@ def test_a_rule_that_fails_somewhere_in_its_range_is_left_out(monkeypatch: pytes
         assert {each.rule for each in match(seen, [0.5], 3, 1.0)} == {"mixture"}
     with pytest.raises(RunError, match=r"fails-at-its-end.*ZeroDivisionError: boom"):
         match(seen, [0.5], 3, 1.0, ["mixture", "ends"])
+    # As compare calls it, rule by rule.
+    every = job.RuleRequest(("mixture", "ends"), (0.5,), by_name=False)
+    how: Any = (prompts("one", "two"), Resolved(max_new_tokens=8, temperature=1.0))
+    with pytest.warns(PairWarning, match="left out"):
+        assert {each.rule for each in job.calibrate(near_pair, *how, every).matched} == {"mixture"}
+    with pytest.raises(RunError, match="fails-at-its-end"):
+        job.calibrate(near_pair, *how, every._replace(by_name=True))
+    assert job.parse_request([("target_calls_per_token", 0.5)], "all").by_name is False
+    assert job.parse_request([("target_calls_per_token", 0.5)], "opt").by_name
 
 
 def test_a_budget_is_searched_over_each_rules_own_range() -> None:

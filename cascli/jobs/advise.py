@@ -106,7 +106,6 @@ def advise(
     all_prompts = conversations(prompts)
     if len(all_prompts) > 1 and max_new_tokens is None:
         settings = with_whole_answers(settings)
-    check_prompts(pair, all_prompts, settings)
     bars = notebook.bars()
     with bars or nullcontext():
         return Advising(pair, all_prompts, settings, tolerance, score, on_progress or bars or None).advice()
@@ -196,7 +195,12 @@ class Advising:
         on_progress: OnProgress | None = None,
         models: str | None = None,
     ) -> None:
-        """Set up; see `advise`. `models` holds the flags that name the pair's models."""
+        """Set up; see `advise`. `models` holds the flags that name the pair's models.
+
+        Raises:
+            UsageError: a prompt cannot be answered.
+        """
+        check_prompts(pair, prompts, settings)  # before minutes are spent on others
         self._pair, self._settings, self._tolerance, self._score = pair, settings, tolerance, score
         self._recorded_prompts, self._measured_prompts = halves(prompts)
         self._on_progress, self._models, self._date = on_progress, models or f"-c {pair.name}", now()

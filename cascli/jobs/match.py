@@ -33,6 +33,8 @@ class RuleRequest(NamedTuple):
     budgets: tuple[float, ...] = ()
     without_dial: tuple[str, ...] = ()
     """Rules left out because they declare no `dial`, so cannot be matched; none of them was requested by name."""
+    by_name: bool = True
+    """Whether the rules were requested by name, and not as all there are."""
 
 
 def parse_budget(text: str) -> tuple[str, float]:
@@ -76,7 +78,9 @@ def parse_request(budgets: Iterable[tuple[str, float]], names: str | Sequence[st
     if values and not every:
         list(with_dial([name for name, _ in chosen]))  # raises an error for one that has none
     undialled = [name for name, kind in chosen if values and kind.dial is None]
-    return RuleRequest(tuple(name for name, _ in chosen if name not in undialled), tuple(values), tuple(undialled))
+    return RuleRequest(
+        tuple(name for name, _ in chosen if name not in undialled), tuple(values), tuple(undialled), not every
+    )
 
 
 def rule_request(budgets: Mapping[str, float] | None, names: str | Sequence[str] | None) -> RuleRequest | None:
@@ -112,7 +116,7 @@ def calibrate(
     for number, name in enumerate(request.rules):
         if on_progress is not None:
             on_progress(f"matching {name}", number, len(request.rules))
-        matches += match(seen, request.budgets, k, settings.temperature, [name])
+        matches += match(seen, request.budgets, k, settings.temperature, [name], requested=request.by_name)
     return Matching(
         matched=matches,
         lossless=lossless_calls(seen, k),

@@ -90,12 +90,21 @@ def with_dial(names: Sequence[str] | None = None) -> Iterator[tuple[str, type[Ru
 
 
 def match(
-    seen: Seen, budgets: Sequence[float], k: int, temperature: float, names: Sequence[str] | None = None
+    seen: Seen,
+    budgets: Sequence[float],
+    k: int,
+    temperature: float,
+    names: Sequence[str] | None = None,
+    *,
+    requested: bool | None = None,
 ) -> list[Matched]:
-    """Find the setting nearest to each budget within each rule's range; `met` is false if that still misses it."""
-    found = list[Matched]()
+    """Find the setting nearest to each budget within each rule's range; `met` is false if that still misses it.
+
+    Third-party rules that fail are left out, unless they were `requested` by name (by default, if names are given).
+    """
+    found, raises = list[Matched](), names is not None if requested is None else requested
     for name, kind, dial in with_dial(names):
-        with left_out_if_it_fails(kind) if names is None else blamed(kind):
+        with blamed(kind) if raises else left_out_if_it_fails(kind):
             found += list(_match_rule(name, kind, dial, seen, budgets, k, temperature))
     return found
 

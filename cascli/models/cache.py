@@ -228,7 +228,10 @@ def _is_encoder(config: PreTrainedConfig) -> bool:
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if model_class is None or getattr(config, "is_decoder", None) is not False:
         return False
-    return "is_decoder=True" in inspect.getsource(model_class.__init__)
+    try:
+        return "is_decoder=True" in inspect.getsource(model_class.__init__)
+    except OSError:  # no sources are installed
+        return False
 
 
 def cache_name(parameters: Collection[str]) -> str:

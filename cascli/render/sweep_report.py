@@ -75,12 +75,10 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
 
 def _finding_paragraphs(rows: Sequence[SweepRow], header: Header) -> str:
     """What follows from the table, and warnings about what does not."""
-    speeds = [f"{each[:1].upper()}{each[1:]}." for each in batches(rows)]
-    budgets = budget_lines(header.budgets, calls_of_sweep(rows))
+    notes = (*batches(rows), *budget_lines(header.budgets, calls_of_sweep(rows)))
     sentences = (
         *findings(rows, header),
-        *speeds,
-        *(f"{each[:1].upper()}{each[1:]}." for each in budgets),
+        *(f"{each[:1].upper()}{each[1:]}." for each in notes),
         caution(rows),
         differences(header),
         unfinished(header),
