@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from cascli.config import pair_files
 from cascli.errors import CheckFailed, RunError, UsageError
 from cascli.jobs import batch as batch_jobs
 from cascli.jobs import generate as generate_jobs
+from cascli.models.batch.lanes import Lanes
 from cascli.render.stream import AnswerStream
 from cascli.trace import ModelInfo, Run, Runs
 from tests.commands import invoke, program
@@ -456,6 +458,47 @@ def test_an_interruption_says_how_many_prompts_are_answered(
     assert (runs[-1].finish_reason == "interrupted") is part is ("(interrupted)" in found.stderr)
     ended = f"interrupted: {said} prompts are answered{', 1 in part' if part or len(kept) == 2 else ''}\n"
     assert ended in found.stderr and f"{after} tokens in " in found.stderr.partition(ended)[2]
+
+
+@pytest.mark.parametrize(("error", "passes"), [(KeyboardInterrupt, 5), (KeyboardInterrupt, 10), (RunError, 10)])
+def test_an_interruption_keeps_what_there_is_of_a_batch(
+    cli, tmp_path: Path, clean_env: pytest.MonkeyPatch, error: type[BaseException], passes: int
+) -> None:
+    asked, out, whole = (tmp_path / name for name in ("asked.jsonl", "kept.jsonl", "whole.jsonl"))
+    asked.write_text('{"prompt": "one"}\n{"turns": ["two", "3"]}\n{"prompt": "four"}\n')
+    flags = ("generate", "--prompts", str(asked), *TINY, "-s", "target", "--batch-size", "2", "-o")
+    assert cli(*flags, str(whole)).exit_code == 0
+    answers = {(run.prompt_id, run.turn): run for run in map(Run.from_json, whole.read_text().splitlines())}
+    stock, left = Lanes._run_pass, passes
+
+    def cut(*what: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise error
+        return stock(*what)
+
+    clean_env.setattr(Lanes, "_run_pass", cut)
+    began = time.perf_counter()
+    found = cli(*flags, str(out))
+    took = time.perf_counter() - began
+    runs = [Run.from_json(line) for line in out.read_text().splitlines()]
+    interrupted = error is KeyboardInterrupt
+    assert found.exit_code == (130 if interrupted else 3), found.stderr
+    for run in runs:
+        wanted = answers[run.prompt_id, run.turn]
+        assert run.token_ids == wanted.token_ids[: len(run.token_ids)]
+        assert run.finish_reason == (wanted.finish_reason if len(run.token_ids) == 6 else "interrupted")
+        assert run.metrics.target_calls == len(run.token_ids)
+    lengths = [(run.prompt, len(run.token_ids)) for run in runs]
+    if passes == 5:
+        assert lengths == [("one", 4), ("two", 4)]
+        assert "interrupted: 0 of 3 prompts are answered, 2 in part\n2 answers: 8 tokens in " in found.stderr
+    else:  # the failed batch keeps no half of an answer, as when they are answered one by one
+        halves = [("3", 2), ("four", 2)] if interrupted else []
+        assert sorted(lengths) == sorted([("one", 6), ("two", 6), *halves])
+        assert f"1 of 3 prompts are answered, {2 if interrupted else 1} in part\n" in found.stderr
+    assert 0 < sum(run.metrics.seconds.total for run in runs) < took
 
 
 def test_a_withdrawn_draft_is_not_kept(cli, tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:

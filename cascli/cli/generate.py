@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -152,22 +152,34 @@ def _answers_in_batches(
 
     check_all(pair, strategy, prompts, plan.settings)
     done: dict[int, list[Run]] = {}
-    try:
-        with outputs.lines() as add, Progress(plan.screen, "answering", counted=True) as progress:
-            for ended in converse_many(pair, strategy, prompts, plan.settings, size):
-                done[ended.place] = [common.with_command(run) for run in ended.result]
-                for run in done[ended.place]:
-                    add(run)
-                progress.step("answers", len(done), len(prompts))
-    finally:  # finished answers are shown even if the command was interrupted
-        notes = _AnswerNotes(plan.screen, None, prompts)
-        for place in sorted(done):
+    unfinished: dict[int, list[Run]] = {}
+    answers = converse_many(pair, strategy, prompts, plan.settings, size, unfinished)
+    with outputs.lines() as add:
+
+        def keep(place: int, runs: list[Run]) -> None:
+            done[place] = [common.with_command(run) for run in runs]
             for run in done[place]:
-                notes.begin(prompts[place], run.turn)
-                if outputs.printed is None:
-                    notes.answer(run)
-                notes.end(run)
-                runs.append(run)
+                add(run)
+
+        try:
+            with Progress(plan.screen, "answering", counted=True) as progress, closing(answers):
+                for ended in answers:
+                    keep(ended.place, ended.result)
+                    progress.step("answers", len(done), len(prompts))
+        except BaseException as error:  # as one by one: finished turns, and what an interrupted answer has so far
+            for place, so_far in sorted(unfinished.items()):
+                whole = [run for run in so_far if run.finish_reason != "interrupted"]
+                keep(place, so_far if isinstance(error, KeyboardInterrupt) else whole)
+            raise
+        finally:  # what is finished is shown even if the command was interrupted
+            notes = _AnswerNotes(plan.screen, None, prompts)
+            for place in sorted(done):
+                for run in done[place]:
+                    notes.begin(prompts[place], run.turn)
+                    if outputs.printed is None:
+                        notes.answer(run)
+                    notes.end(run)
+                    runs.append(run)
 
 
 def _note_end(screen: Screen, prompts: list[Prompt], runs: list[Run], ended_by: BaseException | None = None) -> None:

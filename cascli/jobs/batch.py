@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TypedDict, Unpack
@@ -11,10 +11,10 @@ from cascli import notebook
 from cascli.engine import check_models, check_prompt
 from cascli.errors import UsageError, unknown
 from cascli.jobs.generate import (
+    Answering,
     IdPrompts,
     Prompts,
     conversations,
-    converse,
     first_ids,
     request_for,
     settings_of,
@@ -52,6 +52,7 @@ def converse_many(
     prompts: Sequence[Prompt],
     settings: Resolved,
     size: int,
+    unfinished: dict[int, list[Run]] | None = None,
 ) -> Generator[Ended[list[Run]]]:
     """Answer conversations concurrently; yield the runs of each as it ends, with its index in `prompts`.
 
@@ -61,17 +62,34 @@ def converse_many(
         prompts: each is answered with the same random numbers as on its own.
         settings: the settings of all answers.
         size: number of conversations answered concurrently.
+        unfinished: if the generator is closed or fails, receives what there is of the conversations in progress, by
+            index: their finished turns, and the answer in progress with the finish reason `interrupted`.
 
     Raises:
         UsageError: a prompt that is empty or too long.
         RunError: out of memory, or another run of the pair is in progress.
     """
-    jobs = (partial(_conversation, strategy, prompt, settings) for prompt in prompts)
+    kept = {} if unfinished is None else unfinished
+    jobs = (
+        partial(_conversation, strategy, prompt, settings, partial(kept.__setitem__, place))
+        for place, prompt in enumerate(prompts)
+    )
     return Lanes(pair, min(size, len(prompts))).run(jobs)
 
 
-def _conversation(strategy: Strategy, prompt: Prompt, settings: Resolved, pair: Pair) -> list[Run]:
-    return list(converse(pair, strategy, prompt, settings))
+def _conversation(
+    strategy: Strategy, prompt: Prompt, settings: Resolved, keep: Callable[[list[Run]], None], pair: Pair
+) -> list[Run]:
+    answering = Answering(pair, strategy, prompt, settings)
+    runs: list[Run] = []
+    try:
+        runs.extend(event for event in answering if isinstance(event, Run))
+    except BaseException:  # ended from outside: by an interruption, or by the failure of another conversation
+        in_progress = answering.interrupt()
+        if runs or in_progress:
+            keep([*runs, *filter(None, [in_progress])])
+        raise
+    return runs
 
 
 def check_all(pair: Pair, strategy: Strategy, prompts: Sequence[Prompt], settings: Resolved) -> None:

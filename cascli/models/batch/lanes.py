@@ -303,6 +303,7 @@ class Lanes:
             finally:
                 with torch.inference_mode():  # each of the lanes has entered it, and leaves it now
                     for lane in waiting:
+                        self.timers[lane.place].back(0.0)
                         lane.run.throw(GreenletExit)
 
     def _resume(self, lane: _Lane, value: object, waiting: list[_Lane], free: list[int]) -> Iterator[Ended[T]]:
