@@ -173,6 +173,8 @@ def _checked_folder(source: PathSource) -> Path:
     if not (path / "config.json").is_file():
         inside = next(iter(sorted(path.glob("*.gguf"))), None)
         hint = f"Give the file itself: {inside}" if inside else "Give a folder saved by transformers, or a .gguf file."
+        if (path / "adapter_config.json").is_file():
+            hint = "It has an adapter: merge it into its model (merge_and_unload in peft) and give that."
         raise ConfigError(f"{source}: the folder has no config.json.\n{hint}")
     return path
 

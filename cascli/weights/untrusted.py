@@ -160,6 +160,11 @@ def damaged(place: Path, what: str = "") -> Iterator[None]:
                 f"{place}: it requires running its own code (auto_map), which cascli never does.\n"
                 "Use a model type that transformers supports."
             ) from None
+        if "convert a slow tokenizer" in str(error):
+            raise RunError(
+                f"no tokenizer in {place}: there is no tokenizer.json, nor files that can be converted to one.\n"
+                "Copy its files from the model that this one was made from."
+            ) from None
         prefix = f"{what} {place}:" if what.startswith("no ") else f"{place}: {what or _UNREADABLE}"
         reason = first_line(error if isinstance(error, Exception) else Exception("a damaged tokenizer file"))
         name = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
@@ -177,6 +182,9 @@ def _check_files(folder: Path) -> None:
             raise RunError(f"{path}: not a regular file, so it does not belong in a model folder.")
         if path.is_file() and path.stat().st_size < _POINTER_BYTES and path.read_bytes().startswith(_POINTER):
             raise RunError(f"{path}: a Git LFS pointer instead of the file; 'git lfs pull' there fetches it.")
+        if path.name == "adapter_config.json":
+            text = f"{folder}: its adapter is not applied: merge it into the model (merge_and_unload in peft) first"
+            warnings.warn(text, PairWarning, stacklevel=4)
 
 
 def check_sizes(values: Any, where: str = "") -> None:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import cascli
 from cascli import chat, load_pair
 from cascli.chat import encode
-from cascli.errors import CascliError, ConfigError, RunError, UsageError
+from cascli.errors import CascliError, ConfigError, PairWarning, RunError, UsageError
 from cascli.models.tokenizer import byte_tokenizer
 from cascli.weights import untrusted
 from cascli.weights.gguf.file import GgufFile
@@ -136,6 +136,23 @@ def test_loaders_are_called_in_one_place() -> None:
 def test_a_pointer_of_git_lfs_is_named(folder: Path, name: str) -> None:
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
     assert f"{name}: a Git LFS pointer instead of the file; 'git lfs pull'" in refused(folder)
+
+
+@pytest.mark.parametrize("left", [[], ["tokenizer_config.json"]])
+def test_a_folder_without_a_tokenizer_says_so(folder: Path, left: list[str]) -> None:
+    for path in folder.glob("*token*"):
+        if path.name not in left:
+            path.unlink()
+    assert "no tokenizer.json, nor files that can be converted to one.\nCopy its files" in refused(folder)
+
+
+def test_an_adapter_is_not_left_out_in_silence(folder: Path) -> None:
+    """Beside a model it is not applied, and on its own it is no model."""
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
+    with pytest.warns(PairWarning, match=r"its adapter is not applied: merge it into the model"):
+        untrusted.config_of(folder)
+    (folder / "config.json").unlink()
+    assert "It has an adapter: merge it into its model" in refused(folder)
 
 
 def test_an_index_without_files_is_refused(folder: Path) -> None:
