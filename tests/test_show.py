@@ -292,9 +292,9 @@ def test_each_run_of_a_jsonl_file_is_shown_under_its_prompt(tmp_path: Path, clea
     shown = CliRunner().invoke(app, ["show", str(file)])
     assert shown.exit_code == 0, shown.output
     assert [line for line in shown.stdout.splitlines() if line.startswith("==>")] == ["==> a <==", "==> b <=="]
-    file.write_text(file.read_text() + '{"schema": "cascli.bench/1"}\n')
+    file.write_text(file.read_text() + '\n{"schema": "cascli.bench/1"}\n')
     wrong = CliRunner().invoke(app, ["show", str(file)])
-    assert wrong.exit_code == 2 and "runs.jsonl:3" in wrong.stderr
+    assert wrong.exit_code == 2 and "runs.jsonl:4" in wrong.stderr
 
 
 def lines_of_runs(file: Path, text_pair: Pair) -> list[bytes]:
@@ -309,10 +309,10 @@ def test_the_line_that_a_crash_cut_is_left_out(left: int | str, text_pair: Pair,
     file = tmp_path / "runs.jsonl"
     first, second = lines_of_runs(file, text_pair)
     rest = second[:left] if isinstance(left, int) else second[: second.index("ö".encode()) + 1]
-    file.write_bytes(first + b"\n" + rest)
+    file.write_bytes(first + b"\n\n" + rest)
     shown = show(str(file))
     assert (shown.exit_code, shown.stdout) == (0, Run.from_json(first).text + "\n"), shown.output
-    assert "runs.jsonl:2: cut while it was written, so it is left out" in " ".join(shown.stderr.split())
+    assert "runs.jsonl:3: cut while it was written, so it is left out" in " ".join(shown.stderr.split())
     assert len(json.loads(show(str(file), "--json").stdout)["runs"]) == 1
 
 

@@ -428,17 +428,17 @@ def runs_of_lines(text: str, file: Path, note: Callable[[str], None]) -> str:
         UsageError: a line is not a run, or none is whole.
     """
     *whole, rest = text.split("\n")
-    lines = [line for line in whole if line.strip()]
     if _is_json(rest):  # an editor may have dropped the newline
-        lines.append(rest)
+        whole.append(rest)
     elif rest.strip():
-        note(f"{file}:{len(lines) + 1}: cut while it was written, so it is left out")
+        note(f"{file}:{len(whole) + 1}: cut while it was written, so it is left out")
+    lines = {number: line for number, line in enumerate(whole, 1) if line.strip()}
     if not lines:
         raise UsageError(f"{file}: holds no whole line")
-    for number, line in enumerate(lines, 1):
+    for number, line in lines.items():
         if schema_of(line, file, number) != "cascli.run/1":
             raise UsageError(f"{file}:{number}: not a run")
-    return f'{{"schema":"cascli.runs/1","runs":[{",".join(lines)}]}}'
+    return f'{{"schema":"cascli.runs/1","runs":[{",".join(lines.values())}]}}'
 
 
 def _is_json(text: str) -> bool:
