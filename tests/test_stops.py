@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,17 +93,22 @@ def test_continuing_to_draft_gains_up_to_the_best_block() -> None:
             assert (gain > 1e-9) == (d < best), (a, c, d, best)
 
 
+def ways_to_split(tokens: int) -> Iterator[list[int]]:
+    """All ordered ways to write a number of tokens as a sum of rounds."""
+    if tokens == 0:
+        yield []
+    for first in range(1, tokens + 1):
+        yield from ([first, *rest] for rest in ways_to_split(tokens - first))
+
+
 def test_the_oracle_is_the_best_of_all_ways_to_split_the_kept_tokens() -> None:
     rng = random.Random(1)
+    assert len(list(ways_to_split(7))) == 2**6
     for _ in range(200):
-        kept = rng.randrange(7)
+        kept = rng.randrange(8)
         cost = [1 + rng.choice([0, 0.1, 0.9, -0.1]) * j for j in range(kept + 1)]
-        ways = [
-            sum(min(cost[j:]) for j in cut)  # more may be drafted than is kept; the rest is discarded
-            for rounds in range(1, kept + 2)
-            for cut in product(range(kept + 1), repeat=rounds)
-            if sum(j + 1 for j in cut) == kept + 1
-        ]
+        # A round of n tokens keeps n - 1 drafts; more may be drafted than is kept, and the rest is discarded.
+        ways = [sum(min(cost[n - 1 :]) for n in split) for split in ways_to_split(kept + 1)]
         assert theory.oracle_cost(kept, cost.__getitem__) == pytest.approx(min(ways))
 
 
