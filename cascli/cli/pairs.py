@@ -102,7 +102,7 @@ def rm(
     from cascli.render.console import screen
     from cascli.render.numbers import size
     from cascli.settings import from_environment, resolve
-    from cascli.weights.held import held, remove
+    from cascli.weights.held import held, removal, remove
 
     settings = resolve(flags.given, from_environment())
     view = screen(settings.color, quiet=settings.quiet)
@@ -112,25 +112,27 @@ def rm(
     for model in models:
         if model.used_by:
             view.note(f"{model.role}: kept, because {', '.join(model.used_by)} needs it too")
-    removable = [model for model in models if model.bytes and not model.used_by]
+    removable = [model for model in models if model.removable]
     if not removable:
         view.note(f"{pair}: nothing to remove")
         return
     for model in removable:
         for line in _places(model):
             view.note(line)
-    total = sum(model.bytes for model in removable)
-    if not yes and not _agreed(f"Remove {size(total)}?"):
+    planned = removal(removable)
+    if not yes and not _agreed(f"Remove {size(planned.bytes)}?"):
         view.note("nothing was removed")
         return
-    for model in removable:
-        remove(model)
-    print(f"removed {total:,} bytes ({size(total)})")
+    remove(planned)
+    print(f"removed {planned.bytes:,} bytes ({size(planned.bytes)})")
 
 
 def _places(model: Held) -> list[str]:
     """Where a model is stored, one line per place."""
-    lines = [f"{model.role}: {path}" for path in model.paths]
+    lines = [
+        f"{model.role}: {path}" + (" (a link; what it leads to is kept)" if path.is_symlink() else "")
+        for path in model.paths
+    ]
     if model.snapshot is not None:
         lines.append(f"{model.role}: {model.snapshot} (in the hub's cache, which other programs use too)")
     return lines

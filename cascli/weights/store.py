@@ -26,6 +26,7 @@ __all__ = [
     "Report",
     "changed",
     "converted",
+    "copies",
     "disk_bytes",
     "locate",
     "locked",
@@ -68,7 +69,7 @@ def changed(source: Source) -> list[str] | None:
     """
     folder = locate(source)
     if folder is None:
-        raise RunError(f"{source}: its weights are not on this machine. Run 'cascli pull' first.")
+        raise RunError(f"{source}: its weights are not on this machine. 'cascli pull' for this pair fetches them.")
     if isinstance(source, HubSource):
         return hub.changed(folder)
     return manifest.changed(folder) if folder == converted(source) else None
@@ -152,6 +153,19 @@ def converted(source: Source) -> Path | None:
     """The folder of a source's converted copy, whether it exists or not; None for sources that need no conversion."""
     is_converted = isinstance(source, PypiSource) or (isinstance(source, PathSource) and _is_gguf(source))
     return _converted(source) if is_converted else None
+
+
+def copies(source: Source) -> list[Path]:
+    """The converted copies of a source on this disk, also unfinished ones and those of a file that has changed."""
+    if isinstance(source, PypiSource):
+        name = _converted(source).name
+    elif isinstance(source, PathSource) and source.path.lower().endswith(".gguf"):
+        path = Path(source.path).expanduser().absolute()
+        name = f"{_slug(path.stem)}-{_short(str(path))}-*"
+    else:
+        return []
+    models = cache_home() / "models"
+    return sorted([*models.glob(name), *models.glob(f".{name}.partial")])
 
 
 def _path(source: PathSource) -> Path:

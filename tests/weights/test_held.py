@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import huggingface_hub
@@ -13,11 +13,12 @@ import yaml
 from typer.testing import CliRunner
 
 from cascli.cli.app import app
-from cascli.config import PypiSource, load_config
+from cascli.config import PairConfig, PypiSource, load_config
+from cascli.errors import RunError
 from cascli.render.console import Screen
 from cascli.weights import store
 from cascli.weights.disk import tree_bytes
-from cascli.weights.held import held, remove
+from cascli.weights.held import held, removal, remove
 from cascli.weights.home import PACKED, packed_family
 
 
@@ -91,32 +92,124 @@ def test_a_users_own_folder_is_never_removed(tmp_path: Path, home: Path) -> None
     made = packed(folder, home, next(iter(PACKED)))
     [found] = held(config, {})
     assert found.paths == [made]
-    remove(found)
+    remove(removal([found]))
     assert (folder / "config.json").exists() and not made.exists()
 
 
-def test_only_files_unique_to_this_revision_are_removed_from_the_hub_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = tmp_path / "hub"
-    for name in ("scan_cache_dir", "snapshot_download"):
-        monkeypatch.setattr(huggingface_hub, name, functools.partial(getattr(huggingface_hub, name), cache_dir=cache))
-    repo = cache / "models--some--model"
-    (repo / "blobs").mkdir(parents=True)
-    (repo / "refs").mkdir()
-    for commit, ref, weights in (("a" * 40, "main", b"1" * 300), ("b" * 40, "old", b"2" * 500)):
-        (repo / "refs" / ref).write_text(commit)
-        snapshot = repo / "snapshots" / commit
-        snapshot.mkdir(parents=True)
-        for file, data in (("config.json", b"{}"), ("model.safetensors", weights)):
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(cache: Path, name: str, commit: str, ref: str, weights: bytes | None) -> Path:
+    """Put a snapshot into the hub cache; without weights, as a download that was cut off leaves it."""
+    repo = cache / f"models--{name.replace('/', '--')}"
+    for folder in ("blobs", "refs"):
+        (repo / folder).mkdir(parents=True, exist_ok=True)
+    (repo / "refs" / ref).write_text(commit)
+    snapshot = repo / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for file, data in (("config.json", b"{}"), ("model.safetensors", weights)):
+        if data is not None:
             blob = repo / "blobs" / hashlib.sha256(data).hexdigest()
             blob.write_bytes(data)
             (snapshot / file).symlink_to(f"../../blobs/{blob.name}")
-    config = load_config({"target": {"source": {"hub": "some/model", "revision": "old"}}})
+    return snapshot
+
+
+def of_hub(**named: str) -> PairConfig:
+    """A pair of models from the hub: name and revision by role."""
+    sources = {role: dict(zip(("hub", "revision"), text.split("@"), strict=True)) for role, text in named.items()}
+    return load_config({role: {"source": source} for role, source in sources.items()})
+
+
+A, B = "a" * 40, "b" * 40
+
+
+def test_only_files_unique_to_this_revision_are_removed_from_the_hub_cache(cache: Path) -> None:
+    kept = cached(cache, "some/model", A, "main", b"1" * 300)
+    snapshot = cached(cache, "some/model", B, "old", b"2" * 500)
+    [found] = held(of_hub(target="some/model@old"), {})
+    what = removal([found])
+    assert what.bytes == 500 and found.snapshot == snapshot
+    remove(what)
+    assert not snapshot.exists() and tree_bytes(kept) == 302
+
+
+@pytest.mark.parametrize("asked", ["some/small", "Some/Small"])
+def test_repositories_with_the_same_commit_are_told_apart(cache: Path, asked: str) -> None:
+    folders = {name: cached(cache, name, A, "main", b"1" * 300) for name in ("some/small", "Some/Small")}
+    for name in ("other/small", "some/other"):
+        cached(cache, name, A, "main", b"1")
+    remove(removal(held(of_hub(target=f"{asked}@main"), {})))
+    assert [name for name, folder in folders.items() if folder.exists()] == [name for name in folders if name != asked]
+
+
+def test_a_pair_that_names_the_same_folder_otherwise_keeps_it(cache: Path) -> None:
+    cached(cache, "some/model", A, "main", b"1" * 300)
+    [found] = held(of_hub(target=f"some/model@{A}"), {"built-in": of_hub(target="some/model@main")})
+    assert found.used_by == ["built-in"] and not found.removable
+
+
+def test_what_both_models_use_counts_once(cache: Path) -> None:
+    cached(cache, "some/model", A, "main", b"1" * 300)
+    cached(cache, "some/model", B, "old", b"2" * 500)
+    assert removal(held(of_hub(draft="some/model@main", target="some/model@main"), {})).bytes == 300
+    both = removal(held(of_hub(draft="some/model@main", target="some/model@old"), {}))
+    assert both.bytes == 802
+    remove(both)
+    assert not (cache / "models--some--model").exists()
+
+
+def test_what_cut_off_downloads_left_in_the_hub_cache_is_removed(cache: Path) -> None:
+    config, repo = of_hub(target="some/model@main"), cache / "models--some--model"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "blobs" / "ab.0123.incomplete").write_bytes(b"y" * 40)
+    what = removal(held(config, {}))
+    assert what.bytes == 40  # nothing was complete yet
+    remove(what)
+    cached(cache, "some/model", A, "main", None)
+    (repo / "blobs" / "cd.0123.incomplete").write_bytes(b"y" * 60)
     [found] = held(config, {})
-    assert found.bytes == 500 and found.snapshot == repo / "snapshots" / ("b" * 40)
-    remove(found)
-    assert not found.snapshot.exists() and tree_bytes(repo / "snapshots") == 302
+    assert found.removable and removal([found]).bytes == 62
+    remove(removal([found]))
+    assert not repo.exists() and held(config, {})[0].removable is False
+
+
+def test_files_that_cannot_be_removed_are_not_called_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's library logs the failure of a removal and goes on."""
+    cached(cache, "some/model", A, "main", b"1" * 300)
+    what = removal(held(of_hub(target="some/model@main"), {}))
+    monkeypatch.setattr(type(what.plans[0].strategy), "execute", lambda _: None)
+    with pytest.raises(RunError, match="models--some--model: cannot be removed"):
+        remove(what)
+
+
+def test_copies_of_a_file_that_changed_or_is_gone_are_removed(pair: Path, home: Path) -> None:
+    config = load_config(pair)
+    old = store.pull(config.target.source)
+    unfinished = old.with_name(f".{old.name}.partial")
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"x" * 70)
+    made, mine = packed(old, home, "int8"), Path(config.target.source.path)
+    for change in (lambda: os.utime(mine, (1, 1)), mine.unlink):
+        change()
+        assert {*held(config, {})[1].paths} == {old, unfinished, made}
+    found = run("pairs", "rm", str(pair), "--yes")
+    assert found.exit_code == 0 and found.stdout.startswith("removed "), found.stderr
+    assert not any(path.exists() for path in (old, unfinished, made))
+
+
+def test_a_link_in_the_cache_is_removed_and_not_followed(pair: Path, tmp_path: Path) -> None:
+    config = load_config(pair)
+    folder, elsewhere = store.pull(config.draft.source), tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    found = run("pairs", "rm", str(pair), "--yes")
+    assert found.exit_code == 0 and "a link; what it leads to is kept" in " ".join(found.stderr.split())
+    assert found.stdout.startswith("removed 0 bytes") and not folder.exists() and tree_bytes(elsewhere) > 1000
 
 
 def test_the_contents_of_the_pypi_packages_are_explained() -> None:
