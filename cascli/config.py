@@ -330,6 +330,7 @@ def source_of(text: str, folder: Path | None = None) -> HubSource | PathSource:
     if text and name == text and (_is_path(text) or (here / _at_home(text)).exists()):
         return PathSource(path=_absolute(text, here))
     name, _, revision = name.partition("@")
+    revision = revision.rpartition("#")[2]  # traces also name the commit, as in main#0123abc
     if not _HUB_NAME.fullmatch(name):
         raise UsageError(f"expected a model folder, a .gguf file or a hub name such as Qwen/Qwen3-0.6B (got '{text}')")
     return HubSource(hub=name, revision=revision or "main")

@@ -73,6 +73,7 @@ def cli(clean_env: pytest.MonkeyPatch, models: Path, tmp_path: Path):
         ("gpt2", HubSource(hub="gpt2")),
         ("hub:small", HubSource(hub="small")),
         ("hub:a/b@c", HubSource(hub="a/b", revision="c")),
+        ("hub:a/b@main#0123abc", HubSource(hub="a/b", revision="0123abc")),  # as traces name it
         ("/x/y/../model.gguf", PathSource(path="/x/model.gguf")),
     ],
 )

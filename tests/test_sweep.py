@@ -384,6 +384,37 @@ def test_examples_run_on_a_tiny_pair(path: Path, tmp_path: Path) -> None:
 # ---- running
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        ("hub:some/large@main#aaa float32", "hub:some/large@main#bbb float32", True),
+        ("hub:some/large@main#aaa float32", "hub:some/large@v2#aaa float32", False),
+        ("hub:some/large@main float32", "hub:some/large@main#bbb float32", False),  # older folders lack the commit
+        ("path:/a/large float32", "path:/b/large float32", True),
+    ],
+)
+def test_a_sweep_is_not_continued_with_other_weights(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, now: str, refused: bool
+) -> None:
+    """A branch on the hub may have moved since; the answers of both commits would be compared with each other."""
+    about, target = Worker.about, before
+    monkeypatch.setattr(Worker, "about", lambda worker: about(worker) | {"target": target})
+    flags = (str(plan_file), "-o", str(tmp_path / "out"), "--limit", "1", "-s", "target")
+    assert run(*flags).exit_code == 0
+    target = now
+    more = (*flags[:-2], "--resume", "-s", "target", "-s", "draft")
+    found = run(*more)
+    said = " ".join(found.output.split())
+    if not refused:
+        assert found.exit_code == 0, said
+        return
+    sources = [each.rpartition(" ")[0] for each in (before, now)]
+    assert found.exit_code == 2 and f"was made with the target {sources[0]}, and this is {sources[1]};" in said, said
+    assert run(*more, "--anyway").exit_code == 0
+    shown = " ".join(invoke("show", str(tmp_path / "out")).output.split())
+    assert "their answers and speeds cannot be compared" in shown
+
+
 def test_a_sweep_writes_all_documented_files(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = run(str(plan_file), "-o", str(out))

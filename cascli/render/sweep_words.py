@@ -118,8 +118,9 @@ def differences(header: Header | None) -> str | None:
         unknown = len(header.answering) > 1 and not all(call.environment for call in header.answering)
         return "How some of these answers were made is not known: speeds may not be comparable." if unknown else None
     what = "; ".join(f"{name}: {', '.join(each)}" for name, each in header.differing.items())
+    numbers = "answers and speeds" if header.differing.keys() & {"draft", "target"} else "speeds"
     return (
-        f"These answers were made by {len(header.answering)} calls under different conditions ({what}): their speeds"
+        f"These answers were made by {len(header.answering)} calls under different conditions ({what}): their {numbers}"
         " cannot be compared."
     )
 

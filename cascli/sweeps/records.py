@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from cascli.analysis.matching import Matched, strategies_of
 from cascli.errors import RunError, UsageError
 from cascli.files import JSON_BYTES, bounded, named, write
+from cascli.models.calls import ROLES
 from cascli.settings import first_problem
 from cascli.strategies import parse
 from cascli.sweeps.plan import Cell, SweepPlan, with_strategies
@@ -203,6 +204,16 @@ class Header(BaseModel):
         known = {name: list(dict.fromkeys(each for each in every if each)) for name, every in values.items()}
         return {name: each for name, each in known.items() if len(each) > 1}
 
+    def other_weights(self) -> str | None:
+        """The first model whose weights are not those of the answers so far, and what they were; None if all are."""
+        for role in ROLES:
+            ours = _weights(self.environment.get(role))
+            for call in self.answering:
+                theirs = _weights(call.environment.get(role))
+                if ours and theirs and len({_commit(ours), _commit(theirs), ""}) == 3:
+                    return f"the {role} {theirs}, and this is {ours}"
+        return None
+
     @property
     def shared_environment(self) -> dict[str, str]:
         """The environment in which the answers were made, without the entries in which their calls differ."""
@@ -254,6 +265,17 @@ class Header(BaseModel):
         return with_strategies(self.plan, self.added()).cells()
 
 
+def _commit(source: str) -> str:
+    """What names the weights: a model's commit on the hub, if it is known, or the whole of another source."""
+    name, _, commit = source.partition("#")
+    return commit if name.startswith("hub:") else name
+
+
+def _weights(model: str | None) -> str | None:
+    """Where a model's weights came from, of an entry of the environment that also names its precision."""
+    return None if model is None else model.rpartition(" ")[0]
+
+
 class Records:
     """The folder of one sweep."""
 
@@ -261,7 +283,7 @@ class Records:
         self.folder = folder
         self.file = folder / "records.jsonl"
         self.header_file = folder / "sweep.json"
-        self._num_saved = 0
+        self._num_saved, self._anyway = 0, False
         self._header: Header | None = None
         """The header of a call that has made no answer yet."""
         self._date = ""
@@ -294,6 +316,7 @@ class Records:
             UsageError: there are results and `resume` is false, they belong to another sweep or version, or there is no
                 header that says to which.
         """
+        self._anyway = anyway
         if not self.header_file.exists() and self.holds_answers and not anyway:
             raise UsageError(
                 f"{self.folder}: holds answers, but no sweep.json to describe them; choose another -o, or use --anyway"
@@ -340,7 +363,14 @@ class Records:
             self._packed.unlink()
 
     def begin(self, header: Header) -> None:
-        """Write the header. What it says of this call is written with its first answer, as some calls add none."""
+        """Write the header. What it says of this call is written with its first answer, as some calls add none.
+
+        Raises:
+            UsageError: the folder's answers were made with other weights, such as those of another commit on the hub,
+                unless the folder was opened `anyway`.
+        """
+        if not self._anyway and (changed := header.other_weights()):
+            raise UsageError(f"{self.folder}: was made with {changed}; choose another -o, or use --anyway")
         self._header = header
         known = [call for call in header.calls[-1:] if call.environment]
         made = {key: getattr(call, key) for call in known for key in ("command", "version", "environment")}

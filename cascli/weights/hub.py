@@ -5,7 +5,9 @@ Errors of huggingface_hub are turned into messages that say what to do next.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +18,24 @@ from cascli.config import HubSource
 from cascli.errors import CascliError, RunError, first_line
 from cascli.weights.disk import writing
 from cascli.weights.hub_answers import SECONDS, checked
+from cascli.weights.hub_cache import quiet
 from cascli.weights.manifest import sha256_of
 from cascli.weights.report import Report
 
 _ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-_SHA256_DIGITS = 64
+_SHA256_DIGITS, _SHA1_DIGITS = 64, 40
+_URL_SECRETS = re.compile(r"(?<=://)[^\s/@]*@|\?[^\s'\")]+")
 _TRANSPORTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
-_IGNORE_PATTERNS = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "runs/*", "checkpoint-*"]
+_IGNORE_PATTERNS = [
+    "consolidated*",
+    "original/*",
+    "onnx/*",
+    "openvino/*",
+    "coreml/*",
+    "metal/*",
+    "runs/*",
+    "checkpoint-*",
+]
 
 
 def cached_snapshot(source: HubSource) -> Path | None:
@@ -47,7 +60,7 @@ def download_snapshot(source: HubSource, report: Report) -> Path:
     """
     from huggingface_hub import constants, snapshot_download
 
-    with _explained(source), writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"), checked(source):
+    with _explained(source), writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"), checked(source), quiet():
         folder = snapshot_download(**_files(source), tqdm_class=_reporting(report))
     if not has_model(Path(folder)):
         raise RunError(f"{source}: the repository has no config.json with safetensors weights.\nChoose one that has.")
@@ -72,11 +85,22 @@ def has_model(folder: Path) -> bool:
         return False
 
 
-def changed(folder: Path) -> list[str]:
-    """The files of a snapshot whose content does not match their name in the hub's cache (for weights, a sha256)."""
+def changed(folder: Path) -> list[str] | None:
+    """The files of a snapshot whose content does not match their name in the hub's cache.
+
+    That is a sha256 for large files, and git's hash for the others. None if the cache has no such names.
+    """
     named = {path: path.resolve().name for path in sorted(folder.rglob("*")) if path.is_symlink()}
-    known = {path: name for path, name in named.items() if len(name) == _SHA256_DIGITS}
-    return [path.relative_to(folder).as_posix() for path, name in known.items() if sha256_of(path) != name]
+    hashes = {_SHA256_DIGITS: sha256_of, _SHA1_DIGITS: _git_hash}
+    known = {path: name for path, name in named.items() if len(name) in hashes}
+    if not known:
+        return None
+    return [path.relative_to(folder).as_posix() for path, name in known.items() if hashes[len(name)](path) != name]
+
+
+def _git_hash(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 @contextmanager
@@ -89,7 +113,7 @@ def _explained(source: HubSource) -> Iterator[None]:
         message = _message(error, source)
         if message is None:
             raise
-        raise RunError(f"{source}: {message}") from None
+        raise RunError(f"{source}: {_URL_SECRETS.sub('', message)}") from None
 
 
 def _message(error: Exception, source: HubSource) -> str | None:
@@ -112,7 +136,9 @@ def _message(error: Exception, source: HubSource) -> str | None:
             return _refused(error)
     # The transport library differs between versions of huggingface_hub, and so do its errors.
     if type(error).__module__.partition(".")[0] in _TRANSPORTS:
-        return f"the connection to the hub broke: {first_line(error)}\nTry again: what was downloaded is kept."
+        return f"the connection to the hub broke: {first_line(error)}\nTry again: complete files are kept."
+    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+        return "a file arrived with another length than the hub says it has.\nTry again: complete files are kept."
     if isinstance(error, ValueError | LookupError | TypeError | AssertionError | AttributeError):
         return f"the hub's answer is invalid: {first_line(error)[:200]}"
     return None

@@ -1,13 +1,16 @@
-"""Responses of a hub are checked before huggingface_hub uses them, and time out.
+"""Responses of a hub are checked before huggingface_hub uses them, time out, and end when the user interrupts.
 
 Commit ids, ETags and file names become paths in the hub's cache, and several versions of the library use them
-unchecked; a hub that accepts a connection and sends nothing would block forever.
+unchecked; a hub that accepts a connection and sends nothing would block forever. Files arrive in threads that the
+library waits for, however long they take, before an interruption of the main thread counts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
@@ -31,15 +34,68 @@ def checked(source: object) -> Iterator[None]:
 
     session = get_session()
     before = session.event_hooks
-    hooks = {
-        "request": [*before.get("request", []), _patient],
-        "response": [*before.get("response", []), lambda response: _check(response, source)],
-    }
-    session.event_hooks = before | hooks
+    with _interrupted() as interrupted:
+
+        def sent(request: Any) -> None:
+            _go_on(interrupted)
+            _patient(request)
+
+        def received(response: Any) -> None:
+            _check(response, source)
+            response.iter_raw = _until(interrupted, response.iter_raw)
+
+        hooks = {
+            "request": [*before.get("request", []), sent],
+            "response": [*before.get("response", []), received],
+        }
+        session.event_hooks = before | hooks
+        try:
+            yield
+        finally:
+            session.event_hooks = before
+
+
+@contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+    """An event that is set when the user or the system ends the program, before that takes effect."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield event
+        return
+
+    def noting(effect: Callable[..., object]) -> Callable[..., object]:
+        def note(*what: object) -> object:
+            event.set()
+            return effect(*what)
+
+        return note
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number, handler in ours.items():
+        signal.signal(number, noting(handler))
     try:
-        yield
+        yield event
     finally:
-        session.event_hooks = before
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def _go_on(interrupted: threading.Event) -> None:
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _until(interrupted: threading.Event, read: Callable[..., Iterator[bytes]]) -> Callable[..., Iterator[bytes]]:
+    """`read`, which ends with KeyboardInterrupt at the next piece of a response after an interruption."""
+
+    def pieces(*how: Any, **more: Any) -> Iterator[bytes]:
+        for piece in read(*how, **more):
+            _go_on(interrupted)
+            yield piece
+
+    return pieces
 
 
 def _patient(request: Any) -> None:

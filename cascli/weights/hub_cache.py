@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -87,12 +88,14 @@ def execute(plan: Plan) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what the hub's library logs: cascli says it in words of its own."""
+    """Leave out what the hub's library logs and warns of: cascli says it in words of its own."""
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)
 

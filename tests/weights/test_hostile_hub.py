@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +34,8 @@ class Hub:
         self.commit, self.header, self.tag = COMMIT, COMMIT, ""
         self.names = list(FILES)
         self.status, self.silent, self.body = 200, False, None
+        self.slow = threading.Event()
+        """Set it to let weights arrive for half a minute; the hub clears it once they have begun to."""
 
     def describe(self) -> Any:
         return {"id": "some/model", "sha": self.commit, "siblings": [{"rfilename": name} for name in self.names]}
@@ -42,41 +46,61 @@ class Hub:
         ]
 
 
+class Handler(BaseHTTPRequestHandler):
+    state: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if self.state.silent:
+            threading.Event().wait(20)
+        if self.state.status != 200:
+            return self.give(self.state.status, b"no", "text/plain")
+        if self.path.startswith("/api/"):
+            found = self.state.tree() if "/tree/" in self.path else self.state.describe()
+            return self.give(200, self.state.body or json.dumps(found).encode(), "application/json")
+        name = self.path.rpartition("/")[2]
+        if name == "model.safetensors" and self.state.slow.is_set():
+            return self.drip(300)
+        return self.give(200, FILES.get(name, b"x"), "application/octet-stream")
+
+    def give(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if not self.path.startswith("/api/"):
+            self.send_header("X-Repo-Commit", self.state.header)
+            self.send_header("ETag", f'"{self.state.tag or hashlib.sha1(body).hexdigest()}"')
+        with contextlib.suppress(BrokenPipeError):  # a client that refuses does not read to the end
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+    def drip(self, pieces: int) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(pieces << 16))
+        self.send_header("X-Repo-Commit", self.state.header)
+        self.send_header("ETag", '"0123abc"')
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        with contextlib.suppress(OSError):
+            for place in range(pieces):
+                self.wfile.write(bytes(1 << 16))
+                if place == 3:
+                    self.state.slow.clear()
+                threading.Event().wait(0.1)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
 @pytest.fixture
 def hub() -> Iterator[tuple[Hub, str]]:
     state = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            if state.silent:
-                threading.Event().wait(20)
-            if state.status != 200:
-                return self.give(state.status, b"no", "text/plain")
-            if self.path.startswith("/api/"):
-                found = state.tree() if "/tree/" in self.path else state.describe()
-                return self.give(200, state.body or json.dumps(found).encode(), "application/json")
-            name = self.path.rpartition("/")[2]
-            return self.give(200, FILES.get(name, b"x"), "application/octet-stream")
-
-        def give(self, status: int, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            if not self.path.startswith("/api/"):
-                self.send_header("X-Repo-Commit", state.header)
-                self.send_header("ETag", f'"{state.tag or hashlib.sha1(body).hexdigest()}"')
-            with contextlib.suppress(BrokenPipeError):  # a client that refuses does not read to the end
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"state": state}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield state, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -84,6 +108,13 @@ def hub() -> Iterator[tuple[Hub, str]]:
 
 def pull(address: str, home: Path, more: str = "") -> subprocess.CompletedProcess[str]:
     """Pull in a separate process, since huggingface_hub reads its settings at import."""
+    child = pulling(address, home, more)
+    stdout, stderr = child.communicate(timeout=120)
+    return subprocess.CompletedProcess(child.args, child.returncode, stdout, stderr)
+
+
+def pulling(address: str, home: Path, more: str = "") -> subprocess.Popen[str]:
+    """A separate process that pulls."""
     code = f"""
 from cascli.weights import hub_answers
 {more}
@@ -97,7 +128,8 @@ except RunError as error:
 """
     env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home / "a/b/c/hf"), "HF_HUB_DISABLE_XET": "1"}
     env.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def strangers(home: Path) -> list[str]:
@@ -145,6 +177,27 @@ def test_a_silent_hub_times_out(hub: tuple[Hub, str], tmp_path: Path) -> None:
     hub[0].silent = True
     ended = pull(hub[1], tmp_path, more="hub_answers.SECONDS = 1")
     assert "refused" in ended.stdout and "Try again" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_does_not_wait_for_the_files_that_are_arriving(
+    hub: tuple[Hub, str], tmp_path: Path, kill: signal.Signals
+) -> None:
+    """The library's threads read on, and it waits for them before the main thread's KeyboardInterrupt counts."""
+    state, address = hub
+    state.slow.set()
+    # A shell's background job ignores Ctrl-C, and so would its children.
+    handlers = "import signal; [signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGTERM)]"
+    child = pulling(address, tmp_path, handlers)
+    deadline = time.monotonic() + 60
+    while state.slow.is_set() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not state.slow.is_set(), "the weights never began to arrive"
+    child.send_signal(kill)
+    began = time.monotonic()
+    _, stderr = child.communicate(timeout=60)
+    assert time.monotonic() - began < 10 and "KeyboardInterrupt" in stderr, stderr
+    assert not list(tmp_path.rglob("model.safetensors"))
 
 
 @pytest.mark.parametrize(

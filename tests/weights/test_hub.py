@@ -1,6 +1,10 @@
 """Hub sources: cached files count only if complete, and refusals say what to do."""
 
+import hashlib
 import json
+import logging
+import shutil
+import warnings
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -9,6 +13,7 @@ from huggingface_hub import errors
 
 from cascli.config import HubSource
 from cascli.errors import RunError
+from cascli.weights.hub import changed
 from cascli.weights.store import disk_bytes, locate, pull
 
 SOURCE = HubSource(hub="some/model", revision="v1")
@@ -108,7 +113,11 @@ _Broken.__module__ = "httpx._exceptions"
         (refused(errors.HfHubHTTPError, 500), r"answered with an error: 500 Client Error\.\nTry again later"),
         (errors.LocalEntryNotFoundError("x"), r"cannot be reached .*\nRun 'hf download some/model --revision v1'"),
         (errors.HFValidationError("Repo id must be\nmore"), "Repo id must be$"),
-        (_Broken("reset by peer"), "the connection to the hub broke: reset by peer"),
+        (
+            _Broken("reset by peer"),
+            "the connection to the hub broke: reset by peer\nTry again: complete files are kept",
+        ),
+        (OSError("Consistency check failed: file should be"), "another length than the hub says it has.\nTry again"),
         (OSError(28, "No space left on device"), "(?s)not enough disk space.*set HF_HOME to a folder"),
         (PermissionError(13, "Permission denied"), "(?s)cannot be written.*Set HF_HOME to a folder"),
     ],
@@ -144,3 +153,61 @@ def test_a_name_that_cannot_be_a_repository_is_refused(hub):
     hub.offline = errors.HFValidationError("Repo id must be in the form 'repo_name'")
     with pytest.raises(RunError, match="Repo id must be"):
         locate(HubSource(hub="not a/repo/name"))
+
+
+def test_signatures_and_passwords_in_addresses_are_not_shown(hub, monkeypatch):
+    hub.offline = errors.LocalEntryNotFoundError("not cached")
+    signed = "500 Error for url: https://cdn.example/big-1.safetensors?X-Amz-Signature=SECRET\nmore"
+    hub.online = errors.HfHubHTTPError(signed, response=SimpleNamespace(status_code=500, headers={}, request=None))
+    with pytest.raises(RunError, match=r"https://cdn\.example/big-1\.safetensors\nTry again"):
+        pull(SOURCE)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://user:SECRET@mirror.example")
+    hub.online = refused(errors.GatedRepoError, 403)
+    with pytest.raises(RunError, match=r"licence on https://mirror\.example/some/model, run"):
+        pull(SOURCE)
+
+
+def test_the_hubs_library_prints_nothing_of_its_own(hub, monkeypatch, caplog, recwarn):
+    """Its log has a line for every retry, with signed addresses."""
+    hub.offline = errors.LocalEntryNotFoundError("not cached")
+    a_model(hub.folder)
+    given = huggingface_hub.snapshot_download
+
+    def loud(**arguments):
+        logging.getLogger("huggingface_hub.utils").warning("retrying")
+        warnings.warn("not enough space", UserWarning, stacklevel=2)
+        return given(**arguments)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", loud)
+    pull(SOURCE)
+    assert len(caplog.records) == len(recwarn) == 1  # of the look into the cache, which never retries
+
+
+def test_changed_files_are_found_by_their_names_in_the_cache(tmp_path):
+    """Large files are named by a sha256, others by git's hash; a cache without links has no such names."""
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    folder.mkdir()
+    names = {
+        "model.safetensors": hashlib.sha256(b"123").hexdigest(),
+        "config.json": hashlib.sha1(b"blob 2\0{}").hexdigest(),
+    }
+    for (file, name), data in zip(names.items(), (b"123", b"{}"), strict=True):
+        (blobs / name).write_bytes(data)
+        (folder / file).symlink_to(blobs / name)
+    assert changed(folder) == []
+    (blobs / names["config.json"]).write_bytes(b"[]")
+    assert changed(folder) == ["config.json"]
+    (blobs / names["model.safetensors"]).write_bytes(b"124")
+    assert changed(folder) == ["config.json", "model.safetensors"]
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    assert changed(copied) is None
+
+
+def test_weights_in_a_second_format_are_not_fetched(hub):
+    """Mistral's repositories hold all weights twice."""
+    hub.offline = errors.LocalEntryNotFoundError("not cached")
+    a_model(hub.folder)
+    pull(SOURCE)
+    assert "consolidated*" in hub.calls[-1]["ignore_patterns"]
