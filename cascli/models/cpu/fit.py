@@ -20,6 +20,7 @@ from cascli.models.cpu.int8_kernels import OneDnnWeights
 from cascli.models.cpu.int8_linear import Int8Linear, SharedDigits, check_int8
 from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
 from cascli.models.cpu.packed_store import PackedStore
+from cascli.models.cpu.row_activation import use_row_activations
 from cascli.models.cpu.row_attention import use_row_attention
 from cascli.models.size import is_large
 
@@ -83,6 +84,8 @@ def fit(
         make = Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model))
         _switch(model, make, read, store, done)
     _fill(model, work, read, done)
+    if packs:
+        use_row_activations(model)
     if packs and isinstance(model, PreTrainedModel):
         use_row_attention(model)
 
