@@ -118,7 +118,7 @@ def rm(
         return
     for model in removable:
         for line in _places(model):
-            view.note(line)
+            view.note(line, whole=True)
     planned = removal(removable)
     if not yes and not _agreed(f"Remove {size(planned.bytes)}?"):
         view.note("nothing was removed")

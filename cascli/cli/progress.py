@@ -164,7 +164,7 @@ class _Amount(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The text after a bar."""
         if task.fields.get("in_bytes"):
-            return self._bytes.render(task)
+            return self._bytes.render(task) if task.total or task.completed else Text()
         return Text("" if task.total is None else f"{task.percentage:3.0f}%", style="progress.percentage")
 
 

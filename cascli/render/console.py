@@ -64,10 +64,10 @@ class Screen:
             self.out.file.write(text)
         self.out.file.flush()
 
-    def note(self, text: str, *, style: str = "dim") -> None:
-        """Print something other than the result, unless quiet."""
+    def note(self, text: str, *, style: str = "dim", whole: bool = False) -> None:
+        """Print something other than the result, unless quiet; `whole` leaves long paths in one line."""
         if not self.quiet:
-            self.err.print(text, style=style, markup=False, highlight=False)
+            self.err.print(text, style=style, markup=False, highlight=False, soft_wrap=whole)
 
 
 class SafeConsole(Console):

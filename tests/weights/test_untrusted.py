@@ -15,7 +15,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
 import cascli
 from cascli import chat, load_pair
@@ -144,6 +144,21 @@ def test_a_folder_without_a_tokenizer_says_so(folder: Path, left: list[str]) -> 
         if path.name not in left:
             path.unlink()
     assert "no tokenizer.json, nor files that can be converted to one.\nCopy its files" in refused(folder)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2", "t5"])
+def test_tokenizers_that_transformers_makes_up_are_refused(folder: Path, kind: str) -> None:
+    """For these it makes an empty vocabulary where there are no files, and every prompt is empty or unknown."""
+    for path in folder.glob("*token*"):
+        path.unlink()
+    change(folder / "config.json", model_type=kind)
+    with pytest.raises(RunError, match=r"no tokenizer\.json, nor files that can be converted"):
+        untrusted.tokenizer_of(folder)
+
+
+def test_tokenizers_of_bytes_need_no_files(tmp_path: Path) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    assert len(untrusted.tokenizer_of(tmp_path)("ab")["input_ids"]) == 3
 
 
 def test_an_adapter_is_not_left_out_in_silence(folder: Path) -> None:
