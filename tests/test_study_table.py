@@ -77,7 +77,7 @@ def test_corrected_steps_of_older_records_are_an_upper_bound(
     specs = [f"speculative-cascade:rule={rule},k={k}" for rule in rules for k in (1, 3)]
     specs += ["speculative:k=3", "speculative-cascade:rule=opt,stop=max-q,k=3", "draft", "target"]
     specs += ["speculative-cascade:rule=token-v3,draft=prompt-lookup,k=4"]
-    plan = {"pair": "tiny-random", "strategies": specs, "limit": 3, "max_new_tokens": 24, "temperatures": [0.0, 1.0]}
+    plan = {"pair": "tiny-random", "strategies": specs, "limit": 2, "max_new_tokens": 20, "temperatures": [0.0, 1.0]}
     sweep(plan, output=tmp_path / "now", pair=text_pair)
     request.getfixturevalue("asked_at_once")
     sweep(plan, output=tmp_path / "then", pair=text_pair)
