@@ -87,9 +87,12 @@ def _is_made_up(tokenizer: Any, folder: Path) -> bool:
 
 
 def _without_tokenizer(place: Path) -> RunError:
+    cached = place.parent.name == "snapshots"  # in the hub's cache
+    advice = "Copy its files from the model that this one was made from."
+    if cached:
+        advice = "'cascli pull --repair' for this pair fetches what else the hub has of it."
     return RunError(
-        f"no tokenizer in {place}: there is no tokenizer.json, nor files that can be converted to one.\n"
-        "Copy its files from the model that this one was made from; 'cascli pull --repair' fetches them from the hub."
+        f"no tokenizer in {place}: there is no tokenizer.json, nor files that can be converted to one.\n{advice}"
     )
 
 

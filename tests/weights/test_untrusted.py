@@ -156,6 +156,15 @@ def test_tokenizers_that_transformers_makes_up_are_refused(folder: Path, kind: s
         untrusted.tokenizer_of(folder)
 
 
+def test_a_snapshot_without_a_tokenizer_names_what_fetches_it(folder: Path) -> None:
+    snapshot = folder.parent / "snapshots" / "0123abc"
+    snapshot.parent.mkdir()
+    folder.rename(snapshot)
+    for path in snapshot.glob("*token*"):
+        path.unlink()
+    assert "'cascli pull --repair' for this pair fetches" in refused(snapshot)
+
+
 def test_tokenizers_of_bytes_need_no_files(tmp_path: Path) -> None:
     ByT5Tokenizer().save_pretrained(tmp_path)
     assert len(untrusted.tokenizer_of(tmp_path)("ab")["input_ids"]) == 3
