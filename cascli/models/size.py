@@ -112,7 +112,15 @@ def layers_of(config: PreTrainedConfig) -> int:
     return int(config.num_hidden_layers if own is None else own)
 
 
+def layer_configs(config: PreTrainedConfig, layers: int) -> list[PreTrainedConfig]:
+    """The config of each layer: the model's, unless its layers differ, as in the width of Gemma 4's heads."""
+    return [*config.per_layer_config] if getattr(config, "is_heterogeneous", False) else [config] * layers
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    """Width of an attention head of a layer with this config."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def _attention_width(config: PreTrainedConfig, layers: int) -> int:
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(layers * heads * width)
+    return sum(int(each.num_attention_heads) * head_dim(each) for each in layer_configs(config, layers))

@@ -1,0 +1,62 @@
+"""Model families whose layers, weights or caches are not those of a Llama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from cascli import Pair, generate, generate_many, load_pair
+from cascli.models.memory import token_bytes
+from tests.pairs import model
+
+GEMMA4: dict[str, Any] = {
+    "model_type": "gemma4_text",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 5,
+    "vocab_size_per_layer_input": 64,
+    "hidden_size_per_layer_input": 8,
+    "tie_word_embeddings": False,
+    "initializer_range": 1.0,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "olmo": {"model_type": "olmo"},  # its norms have no weights
+    "gemma4": GEMMA4,  # heads of full layers are wider
+}
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [7], [2, 7, 1, 8]]
+
+
+def loaded(name: str) -> Pair:
+    if FAMILIES[name]["model_type"] not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have it")
+    return load_pair({role: model(seed, 64, **FAMILIES[name]) for role, seed in (("draft", 1), ("target", 2))})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_are_transformers_own_alone_and_in_a_batch(name: str) -> None:
+    two, how = loaded(name), {"max_new_tokens": 20, "temperature": 0.0}
+    texts = []
+    for ids in PROMPTS:
+        prompt = torch.tensor([ids])
+        own = two.target.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, pad_token_id=0
+        )
+        texts.append(own[0, len(ids) :].tolist())
+    assert len(set(texts[0])) > 5
+    for strategy in ("target", "speculative:k=4"):
+        assert [generate(two, prompt_ids=ids, strategy=strategy, **how).token_ids for ids in PROMPTS] == texts
+        many = generate_many(two, prompt_ids=PROMPTS, strategy=strategy, batch_size=3, **how)
+        assert [run.token_ids for run in many] == texts
+
+
+@pytest.mark.skipif(not hasattr(PreTrainedConfig, "per_layer_config"), reason="this transformers has one width for all")
+def test_widths_are_those_of_each_layer() -> None:
+    target = loaded("gemma4").target
+    assert target.info.attention_width == 4 * 8 + 4 * 16
+    assert token_bytes(target.model) == 2 * (2 * 8 + 2 * 16) * 4
