@@ -21,9 +21,9 @@ from cascli.errors import ConfigError, RunError
 from cascli.models.size import layers_of
 
 ENCODER_DECODERS = ("t5",)
+"""Supported encoder-decoders, by their names in transformers; `cascli.models.encoder_decoder` runs them."""
 _OWN_CACHES = ("xlm", "xlstm")
 """Models whose forward takes a `cache` that is none of keys and values."""
-"""Supported encoder-decoders, by their names in transformers; `cascli.models.encoder_decoder` runs them."""
 _STEP = 256
 """Least number of tokens that buffers grow by."""
 
@@ -86,6 +86,8 @@ class RewindLayer(CacheLayerMixin):
         self.length = 0
         self.states = states or States()
         self.place = place
+        # Kept in `states` instead; Mllama asks whether those of a layer that text skips are empty.
+        self.keys = self.values = torch.empty(0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the first buffers, shaped like the states to be stored."""
@@ -136,16 +138,22 @@ class RewindLayer(CacheLayerMixin):
         self.length = 0
 
     def kept(self, start: int) -> tuple[Tensor, Tensor]:
-        """A copy of keys and values starting at token `start`, `[1, heads, length - start, head_dim]` each."""
+        """A copy of keys and values starting at token `start`, `[1, heads, length - start, head_dim]` each.
+
+        Those of a layer that the model skips are empty.
+        """
+        if not self.states.capacity:
+            return self.states.keys, self.states.values
         here = slice(self.place, self.place + 1), slice(None), slice(start, self.length)
         return self.states.keys[here].clone(), self.states.values[here].clone()
 
     def fill(self, length: int) -> None:
         """Replace the contents by `length` meaningless tokens, for measuring speed."""
         states = self.states
-        states.make_room(states.keys, states.values, length)
-        for each in (states.keys, states.values):
-            each[self.place, :, :length].fill_(0.01)
+        if states.capacity:  # the model does not skip the layer
+            states.make_room(states.keys, states.values, length)
+            for each in (states.keys, states.values):
+                each[self.place, :, :length].fill_(0.01)
         self.length = length
 
 
@@ -187,7 +195,8 @@ class RewindCache(Cache):
     def put(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Append what `kept` returned for a cache of the same model."""
         for layer, (keys, values) in zip(self.layers, kept, strict=True):
-            layer.update(keys, values)
+            if keys.numel():
+                layer.update(keys, values)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens."""

@@ -147,6 +147,8 @@ def why_eager(model: PreTrainedModel) -> str | None:
         return f"its {', '.join(sorted(rope))} position encoding reads the text's length on the host"
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
         return "its experts are chosen on the host"
+    if getattr(config, "cross_attention_layers", None):
+        return "its layers that read images are skipped"
     return None
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, initialization
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from cascli.models.cut_head import head_of
+from cascli.models.taps import decoder_layers
 from cascli.trace import EncoderInfo
 from cascli.weights.untrusted import auto_class
 
@@ -60,11 +62,41 @@ def no_init() -> AbstractContextManager[None]:
     return getattr(initialization, "no_init_weights", nullcontext)()
 
 
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without what reads images or sound, and without its head; an encoder-decoder as a whole."""
+    decoder = model.get_decoder()
+    # ModernBERT calls its head the decoder.
+    return decoder if isinstance(decoder, PreTrainedModel) and not model.config.is_encoder_decoder else model
+
+
+def text_part(model: nn.Module) -> frozenset[nn.Module]:
+    """The modules that text passes through: all, except those of a model that also reads images or sound.
+
+    Their towers are not among them, nor the layers that attend only to images and are skipped without one (Mllama).
+    """
+    if not isinstance(model, PreTrainedModel):
+        return frozenset(model.modules())
+    head = model.get_output_embeddings()
+    part = {*decoder_of(model).modules(), *([] if head is None else head.modules())}
+    skipped = _skipped(model.config.get_text_config())
+    if skipped:
+        layers = decoder_layers(model)
+        part.difference_update(*(layers[index].modules() for index in skipped))
+    return frozenset(part)
+
+
+def _skipped(config: PreTrainedConfig) -> Sequence[int]:
+    """Indices of layers that text alone does not pass through."""
+    return getattr(config, "cross_attention_layers", None) or ()
+
+
 def size_of(model: Network) -> Size:
     """Count the weights and bytes of the matrices that a token is multiplied by; an encoder's are counted separately.
 
     Layers whose weights are not parameters (packed int8) provide their own `weight_count` and `weight_bytes`.
     """
+    part = text_part(model)
+    passed = {id(each) for module in part for each in module.parameters(recurse=False)}
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = head_of(model)
     if head is not None and "weight" in dict(head.named_parameters(recurse=False)):
@@ -72,12 +104,12 @@ def size_of(model: Network) -> Size:
     matrices = {
         name: (each.numel(), each.numel() * each.element_size())
         for name, each in model.named_parameters()
-        if each.dim() >= 2 and id(each) not in tables
+        if each.dim() >= 2 and id(each) in passed and id(each) not in tables
     }
     matrices |= {
         name: (module.weight_count, module.weight_bytes)
         for name, module in model.named_modules()
-        if hasattr(module, "weight_count")
+        if module in part and hasattr(module, "weight_count")
     }
     encoder, text = None, model.config.get_text_config()
     if getattr(model.config, "is_encoder_decoder", False):
@@ -113,8 +145,10 @@ def layers_of(config: PreTrainedConfig) -> int:
 
 
 def layer_configs(config: PreTrainedConfig, layers: int) -> list[PreTrainedConfig]:
-    """The config of each layer: the model's, unless its layers differ, as in the width of Gemma 4's heads."""
-    return [*config.per_layer_config] if getattr(config, "is_heterogeneous", False) else [config] * layers
+    """The config of each layer of a text: the model's, unless its layers differ, as in the width of Gemma 4's heads."""
+    if getattr(config, "is_heterogeneous", False):
+        return [*config.per_layer_config]
+    return [config] * (layers - len(_skipped(config)))
 
 
 def head_dim(config: PreTrainedConfig) -> int:
