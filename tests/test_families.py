@@ -9,6 +9,8 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from cascli import Pair, generate, generate_many, load_pair
+from cascli.models.choose_runner import why_eager
+from cascli.models.cpu.batch_reader import why_alone
 from cascli.models.memory import token_bytes
 from tests.pairs import model
 
@@ -28,6 +30,24 @@ GEMMA4: dict[str, Any] = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "olmo": {"model_type": "olmo"},  # its norms have no weights
     "gemma4": GEMMA4,  # heads of full layers are wider
+    "diffllama": {"model_type": "diffllama", "num_key_value_heads": 2},  # splits the values that its cache returns
+}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4},
+    "aria": {"model_type": "aria_text", "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+}
+DBRX: dict[str, Any] = {
+    "random": {
+        "model_type": "dbrx",
+        "vocab_size": 64,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 256,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "seed": 1,
 }
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [7], [2, 7, 1, 8]]
 
@@ -60,3 +80,11 @@ def test_widths_are_those_of_each_layer() -> None:
     target = loaded("gemma4").target
     assert target.info.attention_width == 4 * 8 + 4 * 16
     assert token_bytes(target.model) == 2 * (2 * 8 + 2 * 16) * 4
+
+
+@pytest.mark.parametrize("name", [*EXPERTS, "dbrx"])
+def test_models_with_experts_read_texts_one_by_one(name: str) -> None:
+    target = {"source": DBRX} if name == "dbrx" else model(1, 64, **EXPERTS[name])
+    module = load_pair({"target": target}).target.model
+    assert "experts" in str(why_alone(module))
+    assert "experts" in str(why_eager(module))

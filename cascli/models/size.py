@@ -31,6 +31,10 @@ _OF_PROMPT = re.compile(r"^encoder\.|\.EncDecAttention\.[kv]$|\.EncDecAttention\
 """Matrices of an encoder-decoder that prompt tokens are multiplied by, including cross-attention's keys and values."""
 
 
+_EXPERTS = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts")
+"""Keys of configs for the number of experts; families differ."""
+
+
 class Size(NamedTuple):
     """The fields of `cascli.trace.ModelInfo` about a model's size."""
 
@@ -149,6 +153,12 @@ def layer_configs(config: PreTrainedConfig, layers: int) -> list[PreTrainedConfi
     if getattr(config, "is_heterogeneous", False):
         return [*config.per_layer_config]
     return [config] * (layers - len(_skipped(config)))
+
+
+def has_experts(config: PreTrainedConfig) -> bool:
+    """Whether a token passes through some experts of each layer only (mixture of experts)."""
+    nested = getattr(config, "ffn_config", None)  # DBRX
+    return any(getattr(each, key, None) for each in (config, nested) for key in _EXPERTS)
 
 
 def head_dim(config: PreTrainedConfig) -> int:
