@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from cascli import Pair, generate, generate_many, load_pair
+from cascli.errors import RunError
+from cascli.models.cache import check_supported
 from cascli.models.choose_runner import why_eager
 from cascli.models.cpu.batch_reader import why_alone
 from cascli.models.memory import token_bytes
@@ -88,3 +90,22 @@ def test_models_with_experts_read_texts_one_by_one(name: str) -> None:
     module = load_pair({"target": target}).target.model
     assert "experts" in str(why_alone(module))
     assert "experts" in str(why_eager(module))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("cpmant", "tokens of its own"),
+        ("dory", "in loops"),
+        ("moshi", "other texts with its cache"),
+        ("llava", "reads more than text.*the 'llama' that it is built on"),
+        ("qwen2_vl", "reads more than text"),
+        ("emu3", "reads more than text"),
+        ("albert", "not a causal language model"),
+    ],
+)
+def test_models_that_cannot_be_decoded_are_refused_with_a_reason(kind: str, words: str) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have it")
+    with pytest.raises(RunError, match=f"(?s){words}"):
+        check_supported(AutoConfig.for_model(kind))

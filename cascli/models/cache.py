@@ -24,6 +24,14 @@ ENCODER_DECODERS = ("t5",)
 """Supported encoder-decoders, by their names in transformers; `cascli.models.encoder_decoder` runs them."""
 _OWN_CACHES = ("xlm", "xlstm")
 """Models whose forward takes a `cache` that is none of keys and values."""
+_UNSUITED = {
+    "cpmant": "puts tokens of its own before those of a text",
+    "dory": "adds layers to its cache while it runs them in loops",
+    "moshi": "writes, beyond its window, other texts with its cache than without",
+}
+"""Models that cannot be decoded with this cache, and why."""
+_OF_MORE_THAN_TEXT = ("emu3",)
+"""Models of which transformers has a causal class that does not load what is published."""
 _STEP = 256
 """Least number of tokens that buffers grow by."""
 
@@ -227,9 +235,22 @@ def forward_parameters(config: PreTrainedConfig) -> frozenset[str]:
         RunError: transformers has no causal language model for the config.
     """
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if model_class is None:
-        raise RunError(f"model type '{config.model_type}' is not a causal language model that transformers knows.")
+    if model_class is None or config.model_type in _OF_MORE_THAN_TEXT:
+        raise RunError(_no_causal_class(config))
     return frozenset(inspect.signature(model_class.forward).parameters)
+
+
+def _no_causal_class(config: PreTrainedConfig) -> str:
+    """Why there is no causal class for a config, and what to use instead, for the user."""
+    text = getattr(config, "text_config", None)
+    if text is None:
+        return f"model type '{config.model_type}' is not a causal language model that transformers knows."
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None) is not None
+    built_on = f", such as the '{text.model_type}' that it is built on" if known else ""
+    return (
+        f"model type '{config.model_type}' reads more than text, such as images or sound; cascli decodes text models."
+        f"\nUse a causal language model{built_on}."
+    )
 
 
 def _is_encoder(config: PreTrainedConfig) -> bool:
@@ -271,6 +292,8 @@ def check_supported(config: PreTrainedConfig) -> None:
             f"model type '{config.model_type}' has no key-value cache,"
             " so it cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."
         )
+    elif config.model_type in _UNSUITED:
+        raise RunError(f"model type '{config.model_type}' {_UNSUITED[config.model_type]};\nuse another kind of model.")
     with torch.device("meta"):
         layers = RewindCache(config.get_text_config()).layers
     if not layers or not layers_of(config.get_text_config()):
