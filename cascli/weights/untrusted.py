@@ -71,7 +71,25 @@ def tokenizer_of(place: Path, *, offline: bool = False) -> Any:
         tokenizer = any_tokenizer(place, local_files_only=offline)
         # Values of a wrong type fail at their first use: make that happen here, where the file is known.
         tokenizer.decode(tokenizer("a b")["input_ids"], skip_special_tokens=True)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _template_of_processor(place)
         return tokenizer
+
+
+def _template_of_processor(place: Path) -> str | None:
+    """The chat template that older folders of models for images keep beside their tokenizer; None if there is none.
+
+    Raises:
+        ValueError: the file holds no template.
+    """
+    file = place / "chat_template.json"
+    if not file.is_file():
+        return None
+    values = json_of(text_of(file, _CONFIG_BYTES), str(file))
+    template = values.get("chat_template") if isinstance(values, Mapping) else None
+    if not isinstance(template, str):
+        raise ValueError(f"{file.name} has no text named 'chat_template'")
+    return template
 
 
 def any_tokenizer(place: Path, **more: Any) -> Any:
