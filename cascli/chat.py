@@ -92,15 +92,19 @@ def with_template(tokenizer: Any, messages: list[dict[str, str]], **options: boo
     """Render messages with the tokenizer's chat template, which is third-party code.
 
     Raises:
-        UsageError: the template does not finish in time, or rejects the messages.
+        UsageError: the template does not finish in time, or rejects the messages or leaves out the last one.
     """
     try:
         with ended_after(TEMPLATE_SECONDS):
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except TimeoutError:
         raise UsageError(f"the pair's chat template did not finish within {TEMPLATE_SECONDS:g} s.") from None
     except Exception as error:
         raise UsageError(f"the pair's chat template rejects this conversation: {first_line(error)}") from None
+    # Templates of models for images may take only lists of parts, and render nothing of a text.
+    if messages[-1]["content"].strip() not in text:
+        raise UsageError("the pair's chat template leaves out what the last message says.")
+    return text
 
 
 def _clean(text: str) -> str:

@@ -21,9 +21,17 @@ from cascli.errors import ConfigError, RunError
 from cascli.models.size import layers_of
 
 ENCODER_DECODERS = ("t5",)
+"""Supported encoder-decoders, by their names in transformers; `cascli.models.encoder_decoder` runs them."""
 _OWN_CACHES = ("xlm", "xlstm")
 """Models whose forward takes a `cache` that is none of keys and values."""
-"""Supported encoder-decoders, by their names in transformers; `cascli.models.encoder_decoder` runs them."""
+_UNSUITED = {
+    "cpmant": "puts tokens of its own before those of a text",
+    "dory": "adds layers to its cache while it runs them in loops",
+    "moshi": "writes, beyond its window, other texts with its cache than without",
+}
+"""Models that cannot be decoded with this cache, and why."""
+_OF_MORE_THAN_TEXT = ("emu3",)
+"""Models of which transformers has a causal class that does not load what is published."""
 _STEP = 256
 """Least number of tokens that buffers grow by."""
 
@@ -86,6 +94,8 @@ class RewindLayer(CacheLayerMixin):
         self.length = 0
         self.states = states or States()
         self.place = place
+        # Kept in `states` instead; Mllama asks whether those of a layer that text skips are empty.
+        self.keys = self.values = torch.empty(0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the first buffers, shaped like the states to be stored."""
@@ -136,16 +146,22 @@ class RewindLayer(CacheLayerMixin):
         self.length = 0
 
     def kept(self, start: int) -> tuple[Tensor, Tensor]:
-        """A copy of keys and values starting at token `start`, `[1, heads, length - start, head_dim]` each."""
+        """A copy of keys and values starting at token `start`, `[1, heads, length - start, head_dim]` each.
+
+        Those of a layer that the model skips are empty.
+        """
+        if not self.states.capacity:
+            return self.states.keys, self.states.values
         here = slice(self.place, self.place + 1), slice(None), slice(start, self.length)
         return self.states.keys[here].clone(), self.states.values[here].clone()
 
     def fill(self, length: int) -> None:
         """Replace the contents by `length` meaningless tokens, for measuring speed."""
         states = self.states
-        states.make_room(states.keys, states.values, length)
-        for each in (states.keys, states.values):
-            each[self.place, :, :length].fill_(0.01)
+        if states.capacity:  # the model does not skip the layer
+            states.make_room(states.keys, states.values, length)
+            for each in (states.keys, states.values):
+                each[self.place, :, :length].fill_(0.01)
         self.length = length
 
 
@@ -187,7 +203,8 @@ class RewindCache(Cache):
     def put(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Append what `kept` returned for a cache of the same model."""
         for layer, (keys, values) in zip(self.layers, kept, strict=True):
-            layer.update(keys, values)
+            if keys.numel():
+                layer.update(keys, values)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens."""
@@ -218,9 +235,22 @@ def forward_parameters(config: PreTrainedConfig) -> frozenset[str]:
         RunError: transformers has no causal language model for the config.
     """
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if model_class is None:
-        raise RunError(f"model type '{config.model_type}' is not a causal language model that transformers knows.")
+    if model_class is None or config.model_type in _OF_MORE_THAN_TEXT:
+        raise RunError(_no_causal_class(config))
     return frozenset(inspect.signature(model_class.forward).parameters)
+
+
+def _no_causal_class(config: PreTrainedConfig) -> str:
+    """Why there is no causal class for a config, and what to use instead, for the user."""
+    text = getattr(config, "text_config", None)
+    if text is None:
+        return f"model type '{config.model_type}' is not a causal language model that transformers knows."
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None) is not None
+    built_on = f", such as the '{text.model_type}' that it is built on" if known else ""
+    return (
+        f"model type '{config.model_type}' reads more than text, such as images or sound; cascli decodes text models."
+        f"\nUse a causal language model{built_on}."
+    )
 
 
 def _is_encoder(config: PreTrainedConfig) -> bool:
@@ -262,6 +292,8 @@ def check_supported(config: PreTrainedConfig) -> None:
             f"model type '{config.model_type}' has no key-value cache,"
             " so it cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."
         )
+    elif config.model_type in _UNSUITED:
+        raise RunError(f"model type '{config.model_type}' {_UNSUITED[config.model_type]};\nuse another kind of model.")
     with torch.device("meta"):
         layers = RewindCache(config.get_text_config()).layers
     if not layers or not layers_of(config.get_text_config()):

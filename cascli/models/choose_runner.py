@@ -27,6 +27,7 @@ from cascli.models.gpu.merged import Merged, merge
 from cascli.models.gpu.self_test import StepTest
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
 from cascli.models.runner import Runner
+from cascli.models.size import has_experts
 
 BY_FLAG = "--no-cuda-graphs"
 ENCODES = "each step attends to the encoder's states, whose shape differs for every prompt"
@@ -145,8 +146,10 @@ def why_eager(model: PreTrainedModel) -> str | None:
     rope = rope_types(config)
     if rope & LENGTH_DEPENDENT:
         return f"its {', '.join(sorted(rope))} position encoding reads the text's length on the host"
-    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+    if has_experts(config):
         return "its experts are chosen on the host"
+    if getattr(config, "cross_attention_layers", None):
+        return "its layers that read images are skipped"
     return None
 
 

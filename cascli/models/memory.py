@@ -9,7 +9,7 @@ import torch
 
 from cascli.errors import PairWarning, RunError
 from cascli.models.eagle3.head import Network
-from cascli.models.size import layers_of
+from cascli.models.size import head_dim, layer_configs, layers_of
 
 _STATUS, _MACHINE = Path("/proc/self/status"), Path("/proc/meminfo")
 
@@ -49,16 +49,18 @@ def _gb(count: int) -> str:
 
 def state_dtype(model: Network) -> torch.dtype:
     """Dtype of a model's activations, and so of its keys and values; its tables and matrices may be narrower."""
-    return next(each.dtype for each in model.parameters() if each.dim() == 1)
+    # OLMo's norms have no weights.
+    return next((each.dtype for each in model.parameters() if each.dim() == 1), model.config.dtype)
 
 
 def token_bytes(model: Network) -> int:
     """Bytes of one token's keys and values, over all layers."""
     config, dtype = model.config.get_text_config(), state_dtype(model)
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    return int(2 * layers_of(config) * shared * width * dtype.itemsize)
+    layers = layer_configs(config, layers_of(config))
+    widths = [
+        (getattr(each, "num_key_value_heads", None) or each.num_attention_heads) * head_dim(each) for each in layers
+    ]
+    return int(2 * sum(widths) * dtype.itemsize)
 
 
 def resident(device: torch.device) -> int | None:

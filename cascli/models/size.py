@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, initialization
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from cascli.models.cut_head import head_of
+from cascli.models.taps import decoder_layers
 from cascli.trace import EncoderInfo
 from cascli.weights.untrusted import auto_class
 
@@ -27,6 +29,10 @@ TINY = 5 * 10**6
 
 _OF_PROMPT = re.compile(r"^encoder\.|\.EncDecAttention\.[kv]$|\.EncDecAttention\.[kv]\.weight$")
 """Matrices of an encoder-decoder that prompt tokens are multiplied by, including cross-attention's keys and values."""
+
+
+_EXPERTS = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts")
+"""Keys of configs for the number of experts; families differ."""
 
 
 class Size(NamedTuple):
@@ -60,11 +66,41 @@ def no_init() -> AbstractContextManager[None]:
     return getattr(initialization, "no_init_weights", nullcontext)()
 
 
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without what reads images or sound, and without its head; an encoder-decoder as a whole."""
+    decoder = model.get_decoder()
+    # ModernBERT calls its head the decoder.
+    return decoder if isinstance(decoder, PreTrainedModel) and not model.config.is_encoder_decoder else model
+
+
+def text_part(model: nn.Module) -> frozenset[nn.Module]:
+    """The modules that text passes through: all, except those of a model that also reads images or sound.
+
+    Their towers are not among them, nor the layers that attend only to images and are skipped without one (Mllama).
+    """
+    if not isinstance(model, PreTrainedModel):
+        return frozenset(model.modules())
+    head = model.get_output_embeddings()
+    part = {*decoder_of(model).modules(), *([] if head is None else head.modules())}
+    skipped = _skipped(model.config.get_text_config())
+    if skipped:
+        layers = decoder_layers(model)
+        part.difference_update(*(layers[index].modules() for index in skipped))
+    return frozenset(part)
+
+
+def _skipped(config: PreTrainedConfig) -> Sequence[int]:
+    """Indices of layers that text alone does not pass through."""
+    return getattr(config, "cross_attention_layers", None) or ()
+
+
 def size_of(model: Network) -> Size:
     """Count the weights and bytes of the matrices that a token is multiplied by; an encoder's are counted separately.
 
     Layers whose weights are not parameters (packed int8) provide their own `weight_count` and `weight_bytes`.
     """
+    part = text_part(model)
+    passed = {id(each) for module in part for each in module.parameters(recurse=False)}
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = head_of(model)
     if head is not None and "weight" in dict(head.named_parameters(recurse=False)):
@@ -72,12 +108,12 @@ def size_of(model: Network) -> Size:
     matrices = {
         name: (each.numel(), each.numel() * each.element_size())
         for name, each in model.named_parameters()
-        if each.dim() >= 2 and id(each) not in tables
+        if each.dim() >= 2 and id(each) in passed and id(each) not in tables
     }
     matrices |= {
         name: (module.weight_count, module.weight_bytes)
         for name, module in model.named_modules()
-        if hasattr(module, "weight_count")
+        if module in part and hasattr(module, "weight_count")
     }
     encoder, text = None, model.config.get_text_config()
     if getattr(model.config, "is_encoder_decoder", False):
@@ -112,7 +148,23 @@ def layers_of(config: PreTrainedConfig) -> int:
     return int(config.num_hidden_layers if own is None else own)
 
 
+def layer_configs(config: PreTrainedConfig, layers: int) -> list[PreTrainedConfig]:
+    """The config of each layer of a text: the model's, unless its layers differ, as in the width of Gemma 4's heads."""
+    if getattr(config, "is_heterogeneous", False):
+        return [*config.per_layer_config]
+    return [config] * (layers - len(_skipped(config)))
+
+
+def has_experts(config: PreTrainedConfig) -> bool:
+    """Whether a token passes through some experts of each layer only (mixture of experts)."""
+    nested = getattr(config, "ffn_config", None)  # DBRX
+    return any(getattr(each, key, None) for each in (config, nested) for key in _EXPERTS)
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    """Width of an attention head of a layer with this config."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def _attention_width(config: PreTrainedConfig, layers: int) -> int:
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(layers * heads * width)
+    return sum(int(each.num_attention_heads) * head_dim(each) for each in layer_configs(config, layers))

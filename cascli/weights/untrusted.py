@@ -74,6 +74,8 @@ def tokenizer_of(place: Path, *, offline: bool = False) -> Any:
         tokenizer.decode(tokenizer("a b")["input_ids"], skip_special_tokens=True)
         if _is_made_up(tokenizer, place):
             raise _without_tokenizer(place)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _template_of_processor(place)
         return tokenizer
 
 
@@ -94,6 +96,22 @@ def _without_tokenizer(place: Path) -> RunError:
     return RunError(
         f"no tokenizer in {place}: there is no tokenizer.json, nor files that can be converted to one.\n{advice}"
     )
+
+
+def _template_of_processor(place: Path) -> str | None:
+    """The chat template that older folders of models for images keep beside their tokenizer; None if there is none.
+
+    Raises:
+        ValueError: the file holds no template.
+    """
+    file = place / "chat_template.json"
+    if not file.is_file():
+        return None
+    values = json_of(text_of(file, _CONFIG_BYTES), str(file))
+    template = values.get("chat_template") if isinstance(values, Mapping) else None
+    if not isinstance(template, str):
+        raise ValueError(f"{file.name} has no text named 'chat_template'")
+    return template
 
 
 def any_tokenizer(place: Path, **more: Any) -> Any:

@@ -301,6 +301,29 @@ def test_an_endless_template_ends(template: str, folder: Path, monkeypatch: pyte
     assert encode(loaded, "hi") == [104, 105]
 
 
+def test_the_template_of_a_processor_is_used_if_the_tokenizer_has_none(folder: Path) -> None:
+    """Older folders of models for images keep it in a file of its own."""
+    assert encode(load(folder), "hi") == [104, 105]
+    file = folder / "chat_template.json"
+    file.write_text(json.dumps({"chat_template": "{% for m in messages %}<{{ m.content }}>{% endfor %}"}))
+    assert encode(load(folder), "hi") == [*b"<hi>"]
+    change(folder / "tokenizer_config.json", chat_template="[{{ messages[0].content }}]")
+    assert encode(load(folder), "hi") == [*b"[hi]"]
+    change(folder / "tokenizer_config.json", chat_template=None)
+    file.write_text(json.dumps({"chat_template": 7}))
+    assert "chat_template" in refused(folder)
+
+
+def test_a_template_that_leaves_out_the_prompt_is_refused(folder: Path) -> None:
+    """Some take only lists of parts; the characters of a text are none of them."""
+    template = "{% for m in messages %}{% for part in m.content if part.type == 'text' %}{{ part.text }}{% endfor %}."
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template + "{% endfor %}"}))
+    loaded = load(folder)
+    with pytest.raises(UsageError, match=r"leaves out what the last message says.\nTry --raw."):
+        encode(loaded, "hi")
+    assert encode(loaded, "hi", raw=True) == [104, 105]
+
+
 def test_a_gguf_with_more_blocks_than_it_holds_is_refused(tmp_path: Path) -> None:
     from cascli.weights.gguf.convert import convert
 

@@ -22,6 +22,7 @@ from cascli.models.cpu.row_attention import MOST_ROWS, TextStates, attends_by_ro
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.memory import state_dtype, token_bytes
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
+from cascli.models.size import has_experts
 from cascli.sampling.autoregressive import Sampler
 
 PROMPT_BLOCK = 128
@@ -29,6 +30,8 @@ PROMPT_BLOCK = 128
 
 As fast per token as longer blocks; with shorter ones prompts would share more, but they are slower (benchmarks/LOG.md).
 """
+SPLIT_STATES = {"diffllama"}
+"""Model types that compute with the values of a text before they attend to them."""
 
 
 def batch_reader(runner: EagerRunner, places: int) -> Reader:
@@ -42,11 +45,11 @@ def batch_reader(runner: EagerRunner, places: int) -> Reader:
 def why_alone(model: PreTrainedModel) -> str | None:
     """Why a model's texts cannot share a pass, worded for the user; None if they can."""
     config = model.config.get_text_config()
-    if not attends_by_rows(model):
+    if not attends_by_rows(model) or config.model_type in SPLIT_STATES:
         return "its attention cannot keep texts apart"
     if "position_ids" not in EagerRunner.takes(model):
         return "it counts positions itself"
-    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+    if has_experts(config):
         return "what its experts compute for a token depends on the tokens read with it"
     rope = rope_types(config) & LENGTH_DEPENDENT
     if rope:

@@ -22,7 +22,7 @@ from cascli.models.cpu.packed_linear import DenseLinear, PackedLinear, can_pack
 from cascli.models.cpu.packed_store import PackedStore
 from cascli.models.cpu.row_activation import use_row_activations
 from cascli.models.cpu.row_attention import use_row_attention
-from cascli.models.size import is_large
+from cascli.models.size import is_large, text_part
 
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same input, in the order in which they run."""
@@ -122,10 +122,11 @@ def _ignore(name: str, weights: int) -> None:
 
 
 def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None, done: Done) -> None:
-    """Replace every linear layer with a packed one."""
+    """Replace every linear layer that text passes through with a packed one."""
+    part = text_part(model)
     for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in (nn.Linear, Conv1D):
+            if child in part and type(child) in (nn.Linear, Conv1D):
                 full = f"{path}.{name}" if path else name
                 setattr(parent, name, _packed(full, child, make, read, store))
                 done(full, child.get_parameter("weight").numel())
@@ -156,7 +157,11 @@ def _packed(name: str, layer: nn.Module, make: Make, read: Read, store: PackedSt
 
 
 def _fill(model: nn.Module, work: torch.dtype, read: Read, done: Done) -> None:
-    """Give everything outside packed layers its value in the working precision; embeddings are widened on lookup."""
+    """Give everything outside packed layers its value in the working precision; embeddings are widened on lookup.
+
+    Matrices that text does not pass through, such as a tower's for images, stay as stored.
+    """
+    part = text_part(model)
     for path, module in model.named_modules():
         if isinstance(module, DenseLinear):
             continue  # already has its values
@@ -164,7 +169,7 @@ def _fill(model: nn.Module, work: torch.dtype, read: Read, done: Done) -> None:
             value = read(f"{path}.{name}" if path else name)
             if type(module) is nn.Embedding and work == torch.float32 and value.dtype != work:
                 module.__class__ = WideEmbedding
-            elif parameter.is_floating_point():
+            elif parameter.is_floating_point() and (module in part or value.dim() < 2):
                 value = value.to(work)
             # Cloned: a value that is still backed by its file would keep the whole file's pages in memory.
             value = value.clone() if parameter.is_meta else value

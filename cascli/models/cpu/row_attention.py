@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from cascli.models.size import decoder_of, text_part
+
 NAME = "cascli_rows"
 MOST_ROWS = 15
 """Longer blocks are treated as prompts; oneDNN in older torch uses another kernel for 16 or more rows."""
@@ -115,8 +117,9 @@ def use_row_attention(model: PreTrainedModel) -> bool:
         return False
     AttentionInterface.register(NAME, row_attention)
     AttentionMaskInterface.register(NAME, row_mask)
-    model.set_attn_implementation(NAME)
-    for module in model.modules():  # transformers 5.17 misses the copies of the config in encoder and decoder
+    decoder = decoder_of(model)
+    decoder.set_attn_implementation(NAME)
+    for module in decoder.modules():  # transformers 5.17 misses the copies of the config in encoder and decoder
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig) and config._attn_implementation == "sdpa":
             config._attn_implementation = NAME
@@ -144,7 +147,7 @@ def attends_plainly(model: PreTrainedModel) -> bool:
     Some (Falcon) only look at the name of their attention, and transformers leaves those as they are with a warning.
     """
     plain = model.config.get_text_config()._attn_implementation in ("sdpa", NAME)
-    return plain and model._can_set_attn_implementation()
+    return plain and decoder_of(model)._can_set_attn_implementation()
 
 
 def _passes_what_rows_see(model: PreTrainedModel) -> bool:
@@ -158,7 +161,8 @@ def _passes_what_rows_see(model: PreTrainedModel) -> bool:
         return False
     with torch.device("meta"):
         windows = any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=config).layers)
-    attentions = {type(each) for name, each in model.named_modules() if name.endswith(("attn", "attention"))}
+    part = text_part(model)
+    attentions = {type(m) for name, m in model.named_modules() if m in part and name.endswith(("attn", "attention"))}
     return not windows or all(_names_a_window(each) for each in attentions)
 
 

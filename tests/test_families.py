@@ -1,0 +1,111 @@
+"""Model families whose layers, weights or caches are not those of a Llama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from cascli import Pair, generate, generate_many, load_pair
+from cascli.errors import RunError
+from cascli.models.cache import check_supported
+from cascli.models.choose_runner import why_eager
+from cascli.models.cpu.batch_reader import why_alone
+from cascli.models.memory import token_bytes
+from tests.pairs import model
+
+GEMMA4: dict[str, Any] = {
+    "model_type": "gemma4_text",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 5,
+    "vocab_size_per_layer_input": 64,
+    "hidden_size_per_layer_input": 8,
+    "tie_word_embeddings": False,
+    "initializer_range": 1.0,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "olmo": {"model_type": "olmo"},  # its norms have no weights
+    "gemma4": GEMMA4,  # heads of full layers are wider
+    "diffllama": {"model_type": "diffllama", "num_key_value_heads": 2},  # splits the values that its cache returns
+}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4},
+    "aria": {"model_type": "aria_text", "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+}
+DBRX: dict[str, Any] = {
+    "random": {
+        "model_type": "dbrx",
+        "vocab_size": 64,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 256,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "seed": 1,
+}
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [7], [2, 7, 1, 8]]
+
+
+def loaded(name: str) -> Pair:
+    if FAMILIES[name]["model_type"] not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have it")
+    return load_pair({role: model(seed, 64, **FAMILIES[name]) for role, seed in (("draft", 1), ("target", 2))})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_are_transformers_own_alone_and_in_a_batch(name: str) -> None:
+    two, how = loaded(name), {"max_new_tokens": 20, "temperature": 0.0}
+    texts = []
+    for ids in PROMPTS:
+        prompt = torch.tensor([ids])
+        own = two.target.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, pad_token_id=0
+        )
+        texts.append(own[0, len(ids) :].tolist())
+    assert len(set(texts[0])) > 5
+    for strategy in ("target", "speculative:k=4"):
+        assert [generate(two, prompt_ids=ids, strategy=strategy, **how).token_ids for ids in PROMPTS] == texts
+        many = generate_many(two, prompt_ids=PROMPTS, strategy=strategy, batch_size=3, **how)
+        assert [run.token_ids for run in many] == texts
+
+
+@pytest.mark.skipif(not hasattr(PreTrainedConfig, "per_layer_config"), reason="this transformers has one width for all")
+def test_widths_are_those_of_each_layer() -> None:
+    target = loaded("gemma4").target
+    assert target.info.attention_width == 4 * 8 + 4 * 16
+    assert token_bytes(target.model) == 2 * (2 * 8 + 2 * 16) * 4
+
+
+@pytest.mark.parametrize("name", [*EXPERTS, "dbrx"])
+def test_models_with_experts_read_texts_one_by_one(name: str) -> None:
+    target = {"source": DBRX} if name == "dbrx" else model(1, 64, **EXPERTS[name])
+    module = load_pair({"target": target}).target.model
+    assert "experts" in str(why_alone(module))
+    assert "experts" in str(why_eager(module))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("cpmant", "tokens of its own"),
+        ("dory", "in loops"),
+        ("moshi", "other texts with its cache"),
+        ("llava", "reads more than text.*the 'llama' that it is built on"),
+        ("qwen2_vl", "reads more than text"),
+        ("emu3", "reads more than text"),
+        ("albert", "not a causal language model"),
+    ],
+)
+def test_models_that_cannot_be_decoded_are_refused_with_a_reason(kind: str, words: str) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have it")
+    with pytest.raises(RunError, match=f"(?s){words}"):
+        check_supported(AutoConfig.for_model(kind))
