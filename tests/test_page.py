@@ -391,6 +391,12 @@ def test_an_svg_shows_the_page(saved: Comparison) -> None:
     assert not re.search(r"<script|on\w+=", picture)
 
 
+def test_an_svg_loads_nothing_when_it_is_opened(saved: Comparison) -> None:
+    for picture in (svg(saved), (SAVED.parents[2] / "docs" / "answers.svg").read_text(encoding="utf-8")):
+        assert not re.search(r"@font-face|@import|url\((?!#)|<image|href=", picture)
+        assert re.findall(r"https?://[^\s\"]+", picture) == ["http://www.w3.org/2000/svg"]  # a name, not an address
+
+
 def test_an_svg_is_valid_xml_whatever_the_text(saved: Comparison) -> None:
     hostile = "a\x1b]0;hi\x07\x00\u202e<b>&\ufffe\ud800"
     token = Emitted(id=1, text=hostile, event="target")

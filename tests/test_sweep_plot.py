@@ -276,6 +276,7 @@ def test_the_same_table_is_the_same_file(tmp_path: Path, suffix: str, begins: by
     assert one.startswith(begins) and one == other
     if suffix == "svg":
         ElementTree.fromstring(one)
+        assert not re.search(rb"@font-face|@import|url\((?!#)|<image", one)
 
 
 def test_front_and_random_deferral_use_a_single_temperature(figure: Any) -> None:
