@@ -464,6 +464,14 @@ def test_a_saved_race_is_replayed_at_its_measured_times(saved: Comparison) -> No
     play(saved, Screen(view, view), 2.0, sleep=slept.append)
     longest = max(run.metrics.seconds.total for run in saved.runs)
     assert sum(slept) == pytest.approx(longest / 2 + 0.5)
+    assert "shares of the time" not in printed(view)
+
+
+def test_a_replay_of_a_batch_is_called_one_of_shares(saved: Comparison) -> None:
+    runs = [run.model_copy(update={"batch_size": 4}) for run in saved.runs]
+    view = console(100, color=True, height=30)
+    play(saved.model_copy(update={"runs": runs}), Screen(view, view), sleep=lambda _: None)
+    assert "played at their shares of the time of 4 answers at once" in printed(view)
 
 
 def test_the_prompt_is_shown(saved: Comparison) -> None:

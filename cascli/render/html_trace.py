@@ -13,11 +13,11 @@ from importlib.resources import files
 from typing import Any
 
 from cascli.analysis.comparison import Comparison, Row, uncompared
-from cascli.render.comparison import by_prompt, interrupted_line, notes, pair_line
-from cascli.render.marks import short_name, visible
+from cascli.render.comparison import by_prompt, notes, pair_line, remarks
+from cascli.render.marks import ending, short_name, visible
 from cascli.render.numbers import DASH, number, rate, tv, yes_no
 from cascli.render.stream import describe_handover
-from cascli.render.table import scatter_line, speed_text
+from cascli.render.table import speed_text
 from cascli.render.trace import divergence, target_of
 from cascli.render.verdict import verdict
 from cascli.rules._alphas import Alphas, RuleInAlpha, rules_in_alpha
@@ -32,14 +32,14 @@ Json = dict[str, Any]
 
 def of_comparison(comparison: Comparison, command: str | None) -> str:
     """The page of a comparison, with the command line that made it, if known."""
-    ended = interrupted_line(comparison.runs)
-    lines = [ended, *notes(comparison, verbose=False), scatter_line(comparison.summary)]
-    return _page(comparison.runs, comparison.summary, [line for line in lines if line is not None], command)
+    lines = [*remarks(comparison, with_pair=False), *notes(comparison, verbose=False)]
+    return _page(comparison.runs, comparison.summary, lines, command)
 
 
 def of_runs(runs: Sequence[Run], command: str | None) -> str:
     """The page of runs that were not compared."""
-    return _page(runs, uncompared(runs).summary, [], command)
+    alone = uncompared(runs)
+    return _page(runs, alone.summary, remarks(alone, with_pair=False), command)
 
 
 def _page(runs: Sequence[Run], rows: Sequence[Row], remarks: Sequence[str], command: str | None) -> str:
@@ -122,7 +122,7 @@ def _row(row: Row, runs: Sequence[Run]) -> list[str]:
 
 
 def _endings(runs: Sequence[Run]) -> str:
-    reasons = [run.finish_reason for run in runs]
+    reasons = [ending(run.finish_reason) for run in runs]
     if len(reasons) == 1:
         return reasons[0]
     return ", ".join(f"{reason} {reasons.count(reason)}" for reason in dict.fromkeys(reasons))
