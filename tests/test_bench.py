@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ def test_bench_results_are_complete_and_round_trip(text_pair: Pair, tmp_path: Pa
         plot_bench(found, tmp_path / f"plot{suffix}")
         assert (tmp_path / f"plot{suffix}").stat().st_size > 5000
     assert "synthetic" in (tmp_path / "plot.svg").read_text()
+    dollars = found.model_copy(update={"pair": found.pair.model_copy(update={"name": "5$ \\frac$ \u4e2d\x1b"})})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of characters that the font lacks
+        plot_bench(dollars, tmp_path / "plot.svg")
 
 
 def test_bench_refuses_contexts_beyond_the_pair(text_pair: Pair) -> None:

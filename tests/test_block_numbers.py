@@ -102,7 +102,9 @@ def test_the_trace_page_and_the_terminal_show_prefix_probabilities(runs: list[Ru
     assert view["params"] == {"k": "4", "verify": "block"}  # the page chooses its wording by these
     shown = [token for step in view["rounds"] for token in step["tokens"] if "accept_prob" in token]
     drafted = [token for step in runs[0].rounds for token in step.drafted]
-    assert [token["accept_prob"] for token in shown] == [float(f"{token.accept_prob:.5g}") for token in drafted]
+    assert [token["accept_prob"] for token in shown] == pytest.approx(
+        [token.accept_prob for token in drafted], rel=1e-8
+    )
     step = next(step for run in runs[:8] for step in run.rounds if not all(token.accepted for token in step.drafted))
     first = next(token for token in step.drafted if not token.accepted)
     assert f", h {first.accept_prob:.2f})" in _round(step, colored=False, by_block=True).plain

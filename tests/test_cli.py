@@ -455,7 +455,7 @@ def test_an_interruption_says_how_many_prompts_are_answered(
     runs = [Run.from_json(line) for line in out.read_text().splitlines()]
     assert found.exit_code == 130 and [run.prompt for run in runs] == kept
     part = after % 6 != 0
-    assert (runs[-1].finish_reason == "interrupted") is part is ("(interrupted)" in found.stderr)
+    assert (runs[-1].finish_reason == "interrupted") is part is ("(ended early)" in found.stderr)
     ended = f"interrupted: {said} prompts are answered{', 1 in part' if part or len(kept) == 2 else ''}\n"
     assert ended in found.stderr and f"{after} tokens in " in found.stderr.partition(ended)[2]
 

@@ -1,26 +1,34 @@
 from __future__ import annotations
 
+import io
 import json
 import re
+from collections.abc import Sequence
+from html import unescape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cascli import Pair, generate
 from cascli.analysis.comparison import Comparison
 from cascli.cli.app import app
 from cascli.jobs.compare import compare
+from cascli.prompts import Prompt
 from cascli.render import html_trace
+from cascli.render.comparison import print_results, remarks
+from cascli.render.console import Screen
 from cascli.render.html_trace import block, data, of_comparison, of_runs
 from cascli.render.marks import short_name
+from cascli.render.notebook import of_comparison as of_notebook
 from cascli.render.verdict import verdict
 from cascli.rules._alphas import rules_in_alpha
 from cascli.sampling.distributions import Dists, total_variation
-from cascli.trace import Detail, Emitted, Round, RoundSeconds
+from cascli.trace import Detail, Emitted, ExitInfo, Round, RoundSeconds
 from tests.colours import contrast
 
 HOSTILE = (
@@ -34,7 +42,7 @@ STRATEGIES = [
 TEMPLATE = files("cascli.render").joinpath("trace_page.html").read_text(encoding="utf-8")
 
 
-def found(pair: Pair, prompts: list[str], **more: Any) -> Comparison:
+def found(pair: Pair, prompts: Sequence[str | Prompt], **more: Any) -> Comparison:
     settings = {"max_new_tokens": 16, "temperature": 0.8, "measure": False, "warm_up": False, "top": 3} | more
     return compare(pair, prompts, STRATEGIES, **settings)
 
@@ -72,7 +80,7 @@ def test_hostile_texts_cannot_escape_their_block(comparison: Comparison) -> None
 def test_a_lone_surrogate_in_a_prompt_is_accepted(text_pair: Pair) -> None:
     run = generate(text_pair, "hi", strategy="target", max_new_tokens=2).model_copy(update={"prompt": "a\udc80b"})
     page = of_runs([run], "cascli")
-    assert page.encode() and data_of(page)["prompts"][0]["prompt"] == "a·b"
+    assert page.encode() and data_of(page)["prompts"][0]["prompt"] == "a\udc80b"
 
 
 def test_every_token_of_every_answer_is_shown_in_order(comparison: Comparison) -> None:
@@ -122,6 +130,85 @@ def test_line_breaks_and_control_characters_are_shown() -> None:
     assert block("a\n\n  b\t\x1b") == "a⏎\n⏎\n  b⇥␛"
     assert block("") == "∅"
     assert block("\n") == "⏎\n"
+
+
+def tokens_of(page: dict[str, Any], prompt: int = 0) -> list[dict[str, Any]]:
+    return [token for run in page["prompts"][prompt]["runs"] for step in run["rounds"] for token in step["tokens"]]
+
+
+def test_texts_can_be_copied_as_they_are(text_pair: Pair) -> None:
+    """Spaces of other widths and joiners are a part of a prompt; only what could control a terminal is replaced."""
+    text = "no\u00a0break\u3000wide \u0646\u200c\u0646 \U0001f469\u200d\U0001f680\tend\n\nlast"
+    run = generate(text_pair, "hi", strategy="target", max_new_tokens=2)
+    run = run.model_copy(update={"prompt": text, "system": text, "text": f"{text}\x1b"})
+    page = data_of(of_runs([run], f"cascli generate '{text}'"))
+    prompt = page["prompts"][0]
+    assert prompt["prompt"] == prompt["system"] == text and prompt["runs"][0]["text"] == f"{text}␛"
+    assert dict(page["facts"])["command"] == f"cascli generate '{text}'"
+
+
+def test_a_character_of_several_tokens_is_shown_at_its_last_token(text_pair: Pair) -> None:
+    run = generate(text_pair, "hi", strategy="target", max_new_tokens=2)
+    pieces = ["a", *["\ufffd"] * 4, "b"]
+    rounds = [Round(emitted=[Emitted(id=1000 + i, text=text, event="target")]) for i, text in enumerate(pieces)]
+    page = data_of(of_runs([run.model_copy(update={"rounds": rounds, "text": "a\U0001f600b"})], None))
+    assert [token.get("text") for token in tokens_of(page)] == [None, "", "", "", "\U0001f600", None]
+    page = data_of(of_runs([run.model_copy(update={"rounds": rounds, "text": "something else"})], None))
+    assert not any("text" in token for token in tokens_of(page))
+
+
+def test_only_rules_that_choose_have_kept_or_deferred_a_token(text_pair: Pair) -> None:
+    for rule, chooses in (("mentored", False), ("token-v3,alpha=0.5,tail=exact", False), ("token-v3,alpha=0.5", True)):
+        run = generate(text_pair, "hi", strategy=f"speculative-cascade:rule={rule},k=3", temperature=0.8, top=2)
+        drafts = [token for token in tokens_of(data_of(of_runs([run], None))) if "accept_prob" in token]
+        assert drafts and {"deferred" in token for token in drafts} == {chooses}, rule
+    exact = generate(text_pair, "hi", strategy="speculative:k=3", temperature=0.8, top=2)
+    assert not any("deferred" in token for token in tokens_of(data_of(of_runs([exact], None))))
+
+
+def test_numbers_are_rounded_once_and_bounds_never(text_pair: Pair) -> None:
+    run = generate(text_pair, "hi", strategy="speculative-cascade:rule=diff,alpha=0.05,k=3", temperature=0.8, top=2)
+    drafts = [draft for step in run.rounds for draft in step.drafted]
+    shown = [token for token in tokens_of(data_of(of_runs([run], None))) if "accept_prob" in token]
+    diff = rules_in_alpha()["diff"]
+    assert [token["alphas"]["diff"][0] for token in shown] == [diff.keeps(draft.detail).low for draft in drafts]
+    for value in (0.9999964, 0.02449993, 0.99999999996, 1 / 3, 3e-12):
+        seen = run.rounds[0].drafted[0].model_copy(update={"pi": value})
+        step = run.rounds[0].model_copy(update={"drafted": [seen, *run.rounds[0].drafted[1:]]})
+        sent = tokens_of(data_of(of_runs([run.model_copy(update={"rounds": [step]})], None)))[0]["pi"]
+        assert sent == pytest.approx(value, rel=1e-8) and sent != 1
+
+
+def test_prompts_are_counted_and_not_their_turns(text_pair: Pair) -> None:
+    asked = [Prompt(("one", "two"), "a"), Prompt(("three",), "b")]
+    page = data_of(of_comparison(found(text_pair, asked, top=0), None))
+    assert page["asked"] == 2
+    assert [(each["number"], each["turn"]) for each in page["prompts"]] == [(1, 0), (1, 1), (2, 0)]
+    assert page["prompts"][0]["tokens"] == "3 tokens"  # bytes
+    runs = found(text_pair, asked, top=0).runs[len(STRATEGIES) :]
+    longer = [run.model_copy(update={"prompt_tokens": 20 + i}) for i, run in enumerate(runs[: len(STRATEGIES)])]
+    assert data(longer, [], [], None)["prompts"][0]["tokens"] == f"20 to {19 + len(STRATEGIES)} tokens"
+
+
+def test_what_qualifies_the_numbers_is_said_wherever_they_are_shown(comparison: Comparison) -> None:
+    first, *others = comparison.summary
+    exit = ExitInfo(layers=1, depth=3, trained=None)
+    rows = [first, *(row.model_copy(update={"depends_on_rounds": True, "exit": exit}) for row in others)]
+    runs = [run.model_copy(update={"earlier_texts": 1}) for run in comparison.runs]
+    limited = runs[0].pair.model_copy(update={"shared_tokens": 7, "draft_tokenizer_size": 300})
+    runs[0] = runs[0].model_copy(update={"pair": limited, "finish_reason": "interrupted"})
+    qualified = comparison.model_copy(update={"runs": runs, "summary": rows})
+    said = remarks(qualified)
+    for each in ("ended early: 1 of 16", "the draft can produce 7 of", "law depends on the rounds", "also drafts from",
+                 "untrained exit: after 1 of the target's 3 layers"):  # fmt: skip
+        assert any(each in line for line in said), each
+    shown = data_of(of_comparison(qualified, None))
+    assert shown["said"][: len(said) - 1] == [line for line in said if line != shown["pair"]]
+    out = io.StringIO()
+    print_results(qualified, Screen(Console(file=out, width=100), Console(file=io.StringIO())), "none")
+    printed, page = " ".join(out.getvalue().split()), unescape(of_notebook(qualified))
+    for line in said:
+        assert line in printed and line in page, line
 
 
 # --- which rules keep a draft, and at which alphas ---

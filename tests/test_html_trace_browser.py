@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from cascli import Pair
-from cascli.analysis.comparison import Comparison
+from cascli import Pair, generate
+from cascli.analysis.comparison import Comparison, uncompared
 from cascli.render.html_trace import of_comparison
 from cascli.rules._alphas import rules_in_alpha
+from cascli.trace import Emitted, Round, Run
 from tests import chromium
 from tests.chromium import Browser
 from tests.test_html_trace import HOSTILE, STRATEGIES, data_of, found
@@ -202,6 +205,205 @@ def test_reduced_motion_is_respected(view: Browser, page: Path) -> None:
     assert view.js("document.getElementById('play').textContent") == "Play"
     assert view.js("document.querySelectorAll('.flow .token.later').length") == 0
     assert view.js("document.getElementById('still').hidden") is False
+
+
+def answers(view: Browser, said: str) -> list[str]:
+    """A text of each answer."""
+    return view.js(f"[...document.querySelectorAll('.answer')].map((each) => each.querySelector('{said}').textContent)")
+
+
+def opened(view: Browser, runs: Sequence[Run], tmp_path: Path) -> Browser:
+    """The page of these runs."""
+    file = tmp_path / "runs.html"
+    file.write_text(of_comparison(uncompared(runs), None), encoding="utf-8")
+    view.size(1600)
+    view.open(file)
+    return view
+
+
+def test_an_answer_that_ended_early_has_no_place(chrome: Browser, comparison: Comparison, tmp_path: Path) -> None:
+    runs = comparison.runs[: len(STRATEGIES)]
+    fastest = min(range(len(runs)), key=lambda i: runs[i].metrics.seconds.total)
+    runs[fastest] = runs[fastest].model_copy(update={"finish_reason": "interrupted"})
+    said = answers(opened(chrome, runs, tmp_path), ".facts")
+    assert said[fastest].endswith(", ended early")
+    assert sorted(each.partition("place ")[2] for each in said) == ["", *map(str, range(1, len(runs)))]
+    assert "place 1" in chrome.js("document.querySelector('.answer.winner').textContent")
+
+
+def test_answers_of_a_batch_have_no_race(chrome: Browser, comparison: Comparison, tmp_path: Path) -> None:
+    """Their seconds are shares of the time of all."""
+    runs = [run.model_copy(update={"batch_size": 3}) for run in comparison.runs[: len(STRATEGIES)]]
+    opened(chrome, runs, tmp_path)
+    assert chrome.js("document.getElementById('race').offsetHeight") == 0
+    said = answers(chrome, ".facts")
+    assert all("s, a share of a batch of 3, ended by" in each and "place" not in each for each in said)
+    assert chrome.js("document.querySelector('.winner')") is None
+    click(chrome, ".answer .token")
+    assert "s, a share of a batch of 3 · id" in (panel(chrome) or "")
+
+
+def test_a_threshold_near_the_alpha_of_the_run_is_shown_on_its_side(
+    chrome: Browser, comparison: Comparison, tmp_path: Path
+) -> None:
+    run = generate_of(comparison, "token-cascade")
+    step = next(step for step in run.rounds if step.emitted[0].turned_down is not None)
+    turned_down = step.emitted[0].turned_down
+    assert turned_down is not None and run.params["rule"] == "diff"
+    near = turned_down.detail.model_copy(update={"max_q1": 0.4, "max_p1": 0.450005})
+    token = step.emitted[0].model_copy(
+        update={"id": turned_down.id, "turned_down": turned_down.model_copy(update={"detail": near})}
+    )
+    run = run.model_copy(
+        update={"params": {"rule": "diff", "alpha": 0.05}, "rounds": [step.model_copy(update={"emitted": [token]})]}
+    )
+    click(opened(chrome, [run], tmp_path), ".answer .token")
+    assert re.search(
+        r"deferred it .*keeps it at alpha 0\.0500\d+ or more, and the run had 0\.05\.", panel(chrome) or ""
+    )
+    near = near.model_copy(update={"max_q1": 0.45})  # the run's own numbers decided otherwise: no reason is given
+    token = token.model_copy(update={"turned_down": turned_down.model_copy(update={"detail": near})})
+    run = run.model_copy(update={"rounds": [step.model_copy(update={"emitted": [token]})]})
+    click(opened(chrome, [run], tmp_path), ".answer .token")
+    assert "The rule deferred it to the target." in (panel(chrome) or "")
+
+
+def generate_of(comparison: Comparison, name: str) -> Run:
+    return next(run for run in comparison.runs if run.strategy == name)
+
+
+def test_tests_of_prefixes_are_explained_as_such(chrome: Browser, text_pair: Pair, tmp_path: Path) -> None:
+    run = generate(text_pair, "hi", strategy="speculative:k=4,verify=block", temperature=0.8, seed=2, top=2)
+    opened(chrome, [run], tmp_path)
+    click(chrome, ".answer .token.rejected")
+    text = panel(chrome) or ""
+    assert "The own test of the drafts up to here passes with probability" in text
+    assert "a longer prefix that passes keeps them too" in text and "together" not in text
+    assert "own test of the drafts up to here passes with" in text
+    click(chrome, ".answer .token.residual")
+    assert "the mass that w pi has in excess of q" in (panel(chrome) or "")
+
+
+def test_a_rule_that_does_not_choose_has_not_kept_a_token(chrome: Browser, text_pair: Pair, tmp_path: Path) -> None:
+    run = generate(text_pair, "hi", strategy="speculative-cascade:rule=mentored", temperature=0.8, seed=2, top=2)
+    click(opened(chrome, [run], tmp_path), ".answer .token.accepted")
+    text = panel(chrome) or ""
+    assert "tested against the target, and accepted" in text and "The rule" not in text
+    assert "bonus: written by the target after a fully accepted block (or where nothing was drafted)" in chrome.js(
+        "document.getElementById('key').textContent"
+    )
+
+
+def test_no_focus_is_hidden_by_the_numbers(view: Browser) -> None:
+    """On a small screen they cover its lower part."""
+    view.size(360, 740)
+    view.js("scrollTo(0, 0)")
+    click(view, ".answer .token")
+    focused_on_page = 0
+    for _ in range(25):
+        view.press("Tab")
+        box, sheet, inside = view.js(
+            "(() => { const sheet = document.getElementById('panel'), at = document.activeElement;"
+            " const box = at.getBoundingClientRect();"
+            " return [box.top, sheet.getBoundingClientRect().top, sheet.contains(at) || at === document.body]; })()"
+        )
+        if not inside:
+            focused_on_page += 1
+            assert 0 <= box < sheet, (box, sheet)
+    assert focused_on_page > 10
+
+
+def test_a_hidden_token_is_no_tab_stop(view: Browser) -> None:
+    stops = (  # whether the tab stop of each answer that shows a token is shown
+        "(() => { const seen = (token) => token.offsetHeight && getComputedStyle(token).visibility === 'visible';"
+        " return [...document.querySelectorAll('.answer')].map((each) => [...each.querySelectorAll('.token')])"
+        ".filter((tokens) => tokens.some(seen)).map((tokens) => seen(tokens.find((each) => each.tabIndex === 0))); })()"
+    )
+    everywhere = [True] * len(STRATEGIES)
+    click(view, "#untested")
+    click(view, ".answer .token.untested")
+    assert panel(view) is not None and view.js(stops) == everywhere
+    click(view, "#untested")
+    assert panel(view) is None and view.js(stops) == everywhere
+    begun: list[list[int]] = []
+    for moment in range(900, 0, -100):  # until an answer has some of its tokens, whatever the runs' times are
+        give(view, "time", moment, "input")
+        assert (some := view.js(stops)) == everywhere[: len(some)]
+        begun = view.js(
+            "[...document.querySelectorAll('.answer')].map((each, i) => [i, [...each.querySelectorAll('.token')]"
+            ".findIndex((token) => token.classList.contains('later'))]).filter(([, place]) => place > 1)"
+        )
+        if begun:
+            break
+    answer, later = begun[0]
+    view.js(f"document.querySelectorAll('.answer')[{answer}].querySelectorAll('.token')[{later - 1}].click()")
+    last = focused(view)
+    assert last is not None and last[0] == answer
+    for _ in range(2):
+        view.press("ArrowRight")
+        assert focused(view) == last
+    give(view, "time", 0, "input")
+    assert panel(view) is None
+    give(view, "time", 1000, "input")
+    assert view.js(stops) == everywhere
+
+
+def test_printing_shows_the_numbers_once(view: Browser) -> None:
+    click(view, ".answer .token")
+    margin = "getComputedStyle(document.querySelector('main')).marginRight"
+    position = "getComputedStyle(document.getElementById('panel')).position"
+    assert view.js(position) == "fixed" and view.js(margin) == "432px"
+    for width in (1600, 700):
+        view.size(width)
+        view("Emulation.setEmulatedMedia", media="print")
+        try:
+            assert view.js(position) == "static" and view.js(margin) == "0px"
+            assert view.js("getComputedStyle(document.getElementById('panel')).maxHeight") == "none"
+        finally:
+            view("Emulation.setEmulatedMedia", media="")
+
+
+def test_an_alpha_outside_the_range_of_a_rule_is_refused(view: Browser) -> None:
+    verdict = "document.getElementById('verdict').textContent"
+    give(view, "rule", "chow", "change")
+    give(view, "alpha-text", 0.5, "input")
+    assert ": keeps " in view.js(verdict)
+    for alpha in (7, -3):
+        give(view, "alpha-text", alpha, "input")
+        assert view.js(verdict) == "alpha of chow is from -1 to 1; still at 0.5"
+        assert view.js("document.getElementById('alpha').value") == "0.5"
+    limits = view.js("[document.getElementById('alpha-text').min, document.getElementById('alpha-text').max]")
+    assert limits == ["-1", "1"]
+
+
+def test_long_prompts_are_cut_between_characters(chrome: Browser, text_pair: Pair, tmp_path: Path) -> None:
+    """And an answer without untested drafts has no box to show them; whole texts are copied as they are."""
+    runs = []
+    for id, prompt in (("a", "\U0001f600" * 90), ("b", "x" + "\U0001f600" * 90)):
+        run = generate(text_pair, "hi", strategy="target", max_new_tokens=3)
+        runs.append(run.model_copy(update={"prompt": prompt, "prompt_id": id, "text": "a\u00a0b\u200dc\nd"}))
+    opened(chrome, runs, tmp_path)
+    cut = chrome.js("[document.title, ...[...document.querySelectorAll('option')].map((each) => each.textContent)]")
+    assert len(cut) > 3 and not any("\ud800" <= char <= "\udfff" for text in cut for char in text)
+    assert cut[0] == "cascli trace: " + "\U0001f600" * 59 + "…"
+    assert "prompt 1 of 2, " in chrome.js("document.getElementById('place').textContent")
+    assert chrome.js("document.getElementById('untested-label').offsetHeight") == 0
+    assert chrome.js("document.querySelector('.answer details:last-child p').textContent") == "a\u00a0b\u200dc\nd"
+
+
+def test_a_character_of_several_tokens_is_whole(chrome: Browser, text_pair: Pair, tmp_path: Path) -> None:
+    run = generate(text_pair, "hi", strategy="target", max_new_tokens=2)
+    rounds = [Round(emitted=[Emitted(id=999, text="\ufffd", event="target", q=0.9999964)])] * 4
+    opened(chrome, [run.model_copy(update={"rounds": rounds, "text": "\U0001f600"})], tmp_path)
+    assert answers(chrome, ".flow") == ["^\u2060◌^\u2060◌^\u2060◌^\u2060\U0001f600"]
+    assert chrome.js("document.querySelector('.answer .token').getAttribute('aria-label')").startswith(
+        "part of a character: "
+    )
+    assert "◌ a part of a character" in chrome.js("document.getElementById('key').textContent")
+    click(chrome, ".answer .token")
+    text = panel(chrome) or ""
+    assert "It is a part of a character that a later token completes." in text
+    assert "1.000" in text  # 1 is shown for exactly 1 alone
 
 
 def test_controls_and_tokens_have_accessible_names(view: Browser) -> None:

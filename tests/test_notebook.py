@@ -164,6 +164,14 @@ def test_foreign_text_is_never_interpreted_as_markup(runs: list[Run], text: str)
             assert text in page.words
 
 
+def test_columns_without_a_number_are_left_out(text_pair: Pair) -> None:
+    """The share of the draft's mass that both can spell is known only for two tokenizers."""
+    found = compare(text_pair, "hi", ["target", "speculative:k=2"], max_new_tokens=4, measure=False)
+    assert "q(I)" not in (found._repr_html_() or "")
+    rows = [row.model_copy(update={"shared_mass": 0.5}) for row in found.summary]
+    assert "q(I)" in (found.model_copy(update={"summary": rows})._repr_html_() or "")
+
+
 def test_styles_keep_the_background_of_the_notebook(runs: list[Run]) -> None:
     """Styles set no background, and no text colours but those of origins, which are legible on black and on white."""
     html = runs[2]._repr_html_() or ""

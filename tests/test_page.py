@@ -391,6 +391,12 @@ def test_an_svg_shows_the_page(saved: Comparison) -> None:
     assert not re.search(r"<script|on\w+=", picture)
 
 
+def test_an_svg_loads_nothing_when_it_is_opened(saved: Comparison) -> None:
+    for picture in (svg(saved), (SAVED.parents[2] / "docs" / "answers.svg").read_text(encoding="utf-8")):
+        assert not re.search(r"@font-face|@import|url\((?!#)|<image|href=", picture)
+        assert re.findall(r"https?://[^\s\"]+", picture) == ["http://www.w3.org/2000/svg"]  # a name, not an address
+
+
 def test_an_svg_is_valid_xml_whatever_the_text(saved: Comparison) -> None:
     hostile = "a\x1b]0;hi\x07\x00\u202e<b>&\ufffe\ud800"
     token = Emitted(id=1, text=hostile, event="target")
@@ -458,6 +464,14 @@ def test_a_saved_race_is_replayed_at_its_measured_times(saved: Comparison) -> No
     play(saved, Screen(view, view), 2.0, sleep=slept.append)
     longest = max(run.metrics.seconds.total for run in saved.runs)
     assert sum(slept) == pytest.approx(longest / 2 + 0.5)
+    assert "shares of the time" not in printed(view)
+
+
+def test_a_replay_of_a_batch_is_called_one_of_shares(saved: Comparison) -> None:
+    runs = [run.model_copy(update={"batch_size": 4}) for run in saved.runs]
+    view = console(100, color=True, height=30)
+    play(saved.model_copy(update={"runs": runs}), Screen(view, view), sleep=lambda _: None)
+    assert "played at their shares of the time of 4 answers at once" in printed(view)
 
 
 def test_the_prompt_is_shown(saved: Comparison) -> None:

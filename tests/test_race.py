@@ -20,7 +20,7 @@ from cascli.jobs.generate import settings_of
 from cascli.jobs.race import ROUNDS, SECONDS, race
 from cascli.prompts import Prompt
 from cascli.render import html_trace
-from cascli.render.comparison import interrupted_line
+from cascli.render.comparison import ended_early_line
 from cascli.render.verdict import verdict
 from cascli.strategies import parse
 from cascli.trace import Run
@@ -242,7 +242,7 @@ def test_an_interrupted_answer_counts_as_neither_equal_nor_cut_by_the_limit(
     costs = row.costs
     assert costs is not None and costs.length is None and costs.share_cut == int(other == "length")
     lossy = row.model_copy(update={"lossless": False, "speed_vs_target": 3.0})
-    assert ("interrupted" in (verdict([found.summary[0], lossy]) or "")) == (same is None)
+    assert ("ended early" in (verdict([found.summary[0], lossy]) or "")) == (same is None)
 
 
 def test_an_interrupted_answer_that_diverged_from_the_target_differs() -> None:
@@ -256,17 +256,17 @@ def test_an_interrupted_answer_that_diverged_from_the_target_differs() -> None:
 
 def test_interrupted_answers_are_marked_wherever_they_are_shown(tmp_path: Path) -> None:
     found = interrupted_beside("length", "interrupted")
-    said = "interrupted: 1 of 2 answers are shown as far as they got: speculative k=3"
+    said = "ended early: 1 of 2 answers are shown as far as they got: speculative k=3"
     file = tmp_path / "int.json"
     file.write_text(found.to_json())
     shown = CliRunner().invoke(app, ["show", str(file), "--trace", "none"], env={"COLUMNS": "100"})
     assert shown.exit_code == 0 and said in shown.stdout
     assert said in html_trace.of_comparison(found, None) and said in (found._repr_html_() or "")
     withheld = found.summary[1].costs.withheld
-    assert withheld == "1 of 1 answers of speculative:k=3 were interrupted"
-    assert interrupted_line(interrupted_beside("length", "length").runs) is None
-    every = "interrupted: 2 of 2 answers are shown as far as they got"
-    assert interrupted_line(interrupted_beside("interrupted", "interrupted").runs) == every
+    assert withheld == "1 of 1 answers of speculative:k=3 ended early"
+    assert ended_early_line(interrupted_beside("length", "length").runs) is None
+    every = "ended early: 2 of 2 answers are shown as far as they got"
+    assert ended_early_line(interrupted_beside("interrupted", "interrupted").runs) == every
 
 
 def test_an_undecided_cascade_has_no_answer_yet() -> None:

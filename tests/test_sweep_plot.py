@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from cascli.render import sweep_plot
+from cascli.render.plots import printable
 from cascli.render.sweep_curves import BASELINES, curves, looks_of
 from cascli.render.sweep_plot import plot_sweep
 from cascli.sweeps.plan import Cell
@@ -276,6 +278,16 @@ def test_the_same_table_is_the_same_file(tmp_path: Path, suffix: str, begins: by
     assert one.startswith(begins) and one == other
     if suffix == "svg":
         ElementTree.fromstring(one)
+        assert not re.search(rb"@font-face|@import|url\((?!#)|<image", one)
+
+
+def test_a_title_of_any_characters_raises_no_warning(tmp_path: Path) -> None:
+    """Matplotlib's warnings of characters that its font lacks are for programmers; control characters are left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_sweep(ROWS[:12], "quality", tmp_path / "plot.svg", title="\u4e2d\u6587\n\x00\x1b[31m \u05d0 \u202e\ud800")
+        ElementTree.parse(tmp_path / "plot.svg")
+    assert printable("a\x00b\n c\u202e") == "ab c"
 
 
 def test_front_and_random_deferral_use_a_single_temperature(figure: Any) -> None:

@@ -42,7 +42,7 @@ class Answered(NamedTuple):
     seconds: float | None = None
     """Time of the answer; None in a batch, where it is a share of the batch's time."""
     interrupted: bool = False
-    """Whether the user interrupted the answer, or one of its turns."""
+    """Whether the answer, or one of its turns, was interrupted by the user or an error."""
 
     @property
     def whole(self) -> bool:
@@ -228,8 +228,8 @@ def _withheld(compared: Answers) -> str | None:
         cut = sum(not each.whole for each in answers)
         if cut > MAX_SHARE_CUT * len(answers):
             what = "answers" if all(each.turns == 1 for each in answers) else "conversations"
-            how = "interrupted" if any(each.interrupted for each in answers) else BY_THE_LIMIT
-            return f"{cut} of {len(answers)} {what} of {spec} were {how}"
+            how = "ended early" if any(each.interrupted for each in answers) else f"were {BY_THE_LIMIT}"
+            return f"{cut} of {len(answers)} {what} of {spec} {how}"
     return None
 
 

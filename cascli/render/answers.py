@@ -18,7 +18,7 @@ from rich.text import Text
 from cascli.decoding.detokenizer import BROKEN
 from cascli.errors import plain
 from cascli.render.console import WIDEST, unicode_ok
-from cascli.render.marks import LOOKS, is_deferred, is_mixed, legend, replaced, simple, visible
+from cascli.render.marks import LOOKS, ending, is_deferred, is_mixed, legend, replaced, simple, visible
 from cascli.render.theme import COLORS
 from cascli.trace import Round, Run
 
@@ -48,7 +48,7 @@ class AnswerCell:
     @classmethod
     def of(cls, run: Run, name: str, note: str = "", diverges: int | None = None) -> AnswerCell:
         """A finished answer."""
-        ends = "" if run.finish_reason == "eos" else f"({run.finish_reason})"
+        ends = "" if run.finish_reason == "eos" else f"({ending(run.finish_reason)})"
         return cls(name, is_mixed(run.strategy), list(run.rounds), note, ends, diverges, run.text)
 
     def text(self, console: Console, most: int | None = None) -> Text:
@@ -66,6 +66,24 @@ class AnswerCell:
         if self.end:
             painter.result.append(" ").append(self.end, style="dim")
         return painter.result
+
+
+def whole_texts(rounds: Sequence[Round], diverges: int | None, answer: str) -> list[str]:
+    """The texts of an answer's tokens, with whole characters.
+
+    Tokens look alike if nothing is shown between them and their marks are the same.
+
+    Args:
+        rounds: the answer's rounds.
+        diverges: index of the first token that differs from the target's, which is marked.
+        answer: what the tokens spell together.
+    """
+    tokens, shown_between = list[tuple[str, Hashable]](), 0
+    for round_ in rounds:
+        for i, token in enumerate(round_.emitted):
+            shown_between += replaced(round_, i) is not None or len(tokens) == diverges
+            tokens.append((token.text, (token.event, is_deferred(round_, i), shown_between)))
+    return whole_characters([text for text, _ in tokens], [look for _, look in tokens], answer)
 
 
 def whole_characters(texts: Sequence[str], looks: Sequence[Hashable], answer: str) -> list[str]:
@@ -147,16 +165,7 @@ class _Painter:
         self.result = Text()
         self._colored, self._fancy, self._cell = console.color_system is not None, unicode_ok(console), cell
         self._place, self._divergence_marked = place, False
-        self._texts = None if cell.answer is None else self._whole(cell.answer)
-
-    def _whole(self, answer: str) -> list[str]:
-        """The tokens' texts; they look alike if nothing is shown between them and their marks are the same."""
-        tokens, shown_between = list[tuple[str, Hashable]](), 0
-        for round_ in self._cell.rounds:
-            for i, token in enumerate(round_.emitted):
-                shown_between += replaced(round_, i) is not None or len(tokens) == self._cell.diverges
-                tokens.append((token.text, (token.event, is_deferred(round_, i), shown_between)))
-        return whole_characters([text for text, _ in tokens], [look for _, look in tokens], answer)
+        self._texts = None if cell.answer is None else whole_texts(cell.rounds, cell.diverges, cell.answer)
 
     def round(self, round_: Round) -> None:
         for i, token in enumerate(round_.emitted):

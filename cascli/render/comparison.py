@@ -68,18 +68,8 @@ def print_results(
     if screen.quiet:
         return
     notes_of_costs = table_notes(rows, greedy=greedy) if costs else None
-    lines = [
-        interrupted_line(comparison.runs),
-        matching_line(comparison),
-        pair_line(comparison.runs[0]),
-        limits_line(comparison.runs[0].pair, rows),
-        scatter_line([*rows, *in_categories]),
-        _by_rounds(rows),
-        _by_order(comparison.runs),
-        *_exits(rows, comparison.runs[0].batch_size),
-        notes_of_costs,
-    ]
-    _print(out, Text("\n".join(line for line in lines if line), style="dim"))
+    lines = [*remarks(comparison, in_categories), *([notes_of_costs] if notes_of_costs else [])]
+    _print(out, Text("\n".join(lines), style="dim"))
     if trace != "none":
         _print_groups(groups, rows, screen, trace, saved=saved)
 
@@ -94,6 +84,30 @@ def _print_all_figures(comparison: Comparison, out: Console) -> None:
         out.print(Group("", matching_table(comparison.matching.matched, calls_of(comparison))))
     for table in tables(rows, out):
         out.print(Group("", table))
+
+
+def remarks(comparison: Comparison, in_categories: Sequence[Row] = (), *, with_pair: bool = True) -> list[str]:
+    """What qualifies the numbers of a comparison, in lines that stand below its table wherever it is shown.
+
+    Args:
+        comparison: what was compared.
+        in_categories: rows that are shown besides its own.
+        with_pair: whether the pair is one of the lines; not where it has a place of its own.
+    """
+    runs, rows = comparison.runs, comparison.summary
+    if not runs:
+        return []
+    lines = [
+        ended_early_line(runs),
+        matching_line(comparison),
+        pair_line(runs[0]) if with_pair else None,
+        limits_line(runs[0].pair, rows),
+        scatter_line([*rows, *in_categories]),
+        _by_rounds(rows),
+        _by_order(runs),
+        *_exits(rows, runs[0].batch_size),
+    ]
+    return [line for line in lines if line]
 
 
 def _by_rounds(rows: Sequence[Row]) -> str | None:
@@ -206,14 +220,14 @@ def pair_line(run: Run) -> str:
     return f"{pair.name}: {pair.dtypes} on {run.environment.get('device', '')}{batch}"
 
 
-def interrupted_line(runs: Sequence[Run]) -> str | None:
-    """The number of answers that the user interrupted, and their strategies unless all are; None if there are none."""
-    interrupted = [run for run in runs if run.finish_reason == "interrupted"]
-    if not interrupted:
+def ended_early_line(runs: Sequence[Run]) -> str | None:
+    """The number of answers that the user or an error ended, and their strategies unless all are; None without any."""
+    early = [run for run in runs if run.finish_reason == "interrupted"]
+    if not early:
         return None
-    all_specs, specs = (dict.fromkeys(run.spec for run in some) for some in (runs, interrupted))
+    all_specs, specs = (dict.fromkeys(run.spec for run in some) for some in (runs, early))
     which = "" if len(specs) == len(all_specs) else f": {', '.join(short_name(spec, fancy=False) for spec in specs)}"
-    return f"interrupted: {len(interrupted)} of {len(runs)} answers are shown as far as they got{which}"
+    return f"ended early: {len(early)} of {len(runs)} answers are shown as far as they got{which}"
 
 
 def limits_line(pair: PairInfo, rows: Sequence[Row]) -> str | None:

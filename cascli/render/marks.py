@@ -110,6 +110,11 @@ def _defaults(load: Callable[[str], type], name: str) -> dict[str, str]:
     return {field.name: str(field.default) for field in fields(kind)}
 
 
+def ending(reason: str) -> str:
+    """Why an answer ended; only that it ended early where it was interrupted, by the user or by an error."""
+    return "ended early" if reason == "interrupted" else reason
+
+
 def visible(text: str) -> str:
     """A token's text with spaces kept and everything unprintable made visible; never empty."""
     if text and not text.strip(" "):

@@ -14,13 +14,13 @@ from rich.text import Text
 from cascli.analysis.comparison import Comparison, Row
 from cascli.errors import plain
 from cascli.render.answers import AnswerCell, legend_of
-from cascli.render.comparison import TRACES_SHOWN, by_prompt, cells_of, interrupted_line, notes, pair_line, prompt_line
-from cascli.render.marks import short_name
+from cascli.render.comparison import TRACES_SHOWN, by_prompt, cells_of, notes, prompt_line, remarks
+from cascli.render.marks import ending, short_name
 from cascli.render.numbers import DASH, number, seconds, tv, yes_no
 from cascli.render.stream import describe_handover
 from cascli.render.sweep import COST, QUALITY, with_values
 from cascli.render.sweep_words import caution, differences, scatter_kinds, unfinished
-from cascli.render.table import PAGE, scatter_line
+from cascli.render.table import page_columns
 from cascli.render.verdict import verdict
 from cascli.sweeps.table import SweepRow, SweepRows
 from cascli.trace import Run
@@ -63,7 +63,7 @@ def of_run(run: Run) -> str:
             headings,
             [
                 [
-                    name, str(len(run.token_ids)), run.finish_reason, seconds(m.seconds.total),
+                    name, str(len(run.token_ids)), ending(run.finish_reason), seconds(m.seconds.total),
                     number(m.tokens_per_second, 1), accepted, number(m.target_calls_per_token),
                     tv(m.mean_tv_to_target), yes_no(m.lossless),
                 ]
@@ -82,12 +82,7 @@ def of_comparison(comparison: Comparison) -> str:
     outcome = verdict(rows)
     parts += [_block(_text(outcome), "font-weight:bold")] if outcome else []
     parts.append(of_rows(rows))
-    lines = [
-        interrupted_line(comparison.runs),
-        pair_line(comparison.runs[0]) if comparison.runs else None,
-        scatter_line(rows),
-    ]
-    parts += [_block(_text(line), QUIET) for line in lines if line]
+    parts += [_block(_text(line), QUIET) for line in remarks(comparison)]
     all_cells: list[AnswerCell] = []
     for group in groups[: TRACES_SHOWN if len(groups) <= TRACES_SHOWN else 1]:
         if len(groups) > 1:
@@ -102,9 +97,10 @@ def of_comparison(comparison: Comparison) -> str:
 
 def of_rows(rows: Sequence[Row]) -> str:
     """Strategies of a comparison as a table."""
+    columns = page_columns(rows)
     return table_html(
-        ["strategy", *(column.heading for column in PAGE)],
-        [[short_name(row.strategy, oracle=row.oracle), *(column.cell(row) for column in PAGE)] for row in rows],
+        ["strategy", *(column.heading for column in columns)],
+        [[short_name(row.strategy, oracle=row.oracle), *(column.cell(row) for column in columns)] for row in rows],
     )
 
 

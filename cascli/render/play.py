@@ -16,6 +16,11 @@ def play(
     comparison: Comparison, screen: Screen, speed: float = 1.0, *, sleep: Callable[[float], None] = time.sleep
 ) -> None:
     """Show all strategies at work concurrently, as if each had the machine to itself; `speed` 2 is twice as fast."""
+    batch = max((run.batch_size for run in comparison.runs), default=1)
+    if batch > 1:
+        screen.note(
+            f"played at their shares of the time of {batch} answers at once: none was written alone in this time"
+        )
     for group in by_prompt(comparison.runs):
         with RaceView(screen, [run.spec for run in group]) as view:
             at = 0.0

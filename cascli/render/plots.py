@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 DRAFT, TARGET = "#c2410c", "#1d4ed8"
 LONGEST_K = 12
+NOT_DRAWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def pyplot() -> Any:
@@ -36,6 +41,20 @@ def pyplot() -> Any:
     return pyplot
 
 
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Let no warnings of matplotlib about characters that its font cannot draw reach the user's terminal."""
+    with warnings.catch_warnings():
+        for about in (r"Glyph \d+", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", about, UserWarning)
+        yield
+
+
+def printable(title: str) -> str:
+    """A title in one line, without the characters that no font has."""
+    return NOT_DRAWN.sub("", " ".join(title.split()))
+
+
 def plot_bench(bench: Bench, path: Path) -> None:
     """Panels: v(n), step times by context, speed-up by k in theory (and as measured, if it was), and by batch."""
     plt = pyplot()
@@ -46,10 +65,11 @@ def plot_bench(bench: Bench, path: Path) -> None:
     pair = bench.pair
     marked = "" if bench.synthetic is None else " · synthetic acceptance"
     figure.suptitle(
-        f"{pair.name}: {pair.dtypes}, {bench.environment['device']}{marked}",
+        printable(f"{pair.name}: {pair.dtypes}, {bench.environment['device']}{marked}"),
         fontsize=10,
+        parse_math=False,
     )
-    with named(path):
+    with named(path), without_glyph_warnings():
         figure.savefig(path, dpi=150)
     plt.close(figure)
 

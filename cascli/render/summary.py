@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cascli.analysis.comparison import summarise
 from cascli.errors import plain
+from cascli.render.marks import ending
 from cascli.render.numbers import DASH, counted, number, rate, seconds, size, tv, yes_no
 from cascli.trace import ExitInfo, Run
 
@@ -17,7 +18,7 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
     share = f", its share of a batch of {run.batch_size}" if run.batch_size > 1 else ""
     yield (
         f"{run.spec}{oracle}: {counted(len(run.token_ids), 'token')} in {seconds(m.seconds.total)}"
-        f" ({number(m.tokens_per_second, 1)} tokens/s{share}), ended by {run.finish_reason}"
+        f" ({number(m.tokens_per_second, 1)} tokens/s{share}), {ended_by(run)}"
     )
     if m.num_draft_tokens:
         drafted, rounds = counted(m.num_draft_tokens, "drafted token"), counted(m.num_rounds, "round")
@@ -51,6 +52,11 @@ def lines(run: Run, *, verbose: bool = False) -> Iterator[str]:
         yield from _details(run)
 
 
+def ended_by(run: Run) -> str:
+    """How an answer ended: `ended by eos`, or `ended early`."""
+    return ending(run.finish_reason) if run.finish_reason == "interrupted" else f"ended by {run.finish_reason}"
+
+
 def exit_line(exit: ExitInfo, batch_size: int) -> str:
     """The kind of early exit that drafts come from."""
     alone = "; in a batch each answer is drafted and checked in separate passes" if batch_size > 1 else ""
@@ -60,7 +66,7 @@ def exit_line(exit: ExitInfo, batch_size: int) -> str:
 def one_line(run: Run) -> str:
     """What matters most, in one line of 80 columns; calls are per token."""
     m = run.metrics
-    end = {"length": " (limit)", "interrupted": " (interrupted)"}.get(run.finish_reason, "")
+    end = {"length": " (limit)", "interrupted": " (ended early)"}.get(run.finish_reason, "")
     length = counted(len(run.token_ids), "token") + end
     parts = [length, f"{number(m.tokens_per_second, 1)}/s"]
     if m.num_draft_tokens:

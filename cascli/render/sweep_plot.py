@@ -11,9 +11,8 @@ from math import ceil
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from cascli.errors import plain
 from cascli.render.plot_labels import Label, Point, place_labels
-from cascli.render.plots import pyplot
+from cascli.render.plots import printable, pyplot, without_glyph_warnings
 from cascli.render.sweep_curves import APART, Curve, CurveKey, Look, curves, drawn_as, looks_of
 from cascli.render.sweep_words import bars_of, temperature_of
 from cascli.sweeps.plan import DRAFT
@@ -67,7 +66,10 @@ def plot_sweep(
         kind: svg, png or pdf, for a stream; svg by default.
     """
     plt = pyplot()
-    with plt.rc_context({"font.size": TEXT, "axes.titlesize": TEXT, "legend.fontsize": TEXT - 1}):
+    with (
+        plt.rc_context({"font.size": TEXT, "axes.titlesize": TEXT, "legend.fontsize": TEXT - 1}),
+        without_glyph_warnings(),
+    ):
         figure = _figure(plt, rows, metric, title)
         kind = kind or (target.suffix[1:] if isinstance(target, Path) else "svg")
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # so that the same table gives the same file
@@ -105,7 +107,7 @@ def _figure(plt: Any, rows: Sequence[SweepRow], metric: str, title: str) -> Figu
         axes.locator_params(axis="x", nbins=6)
     panels[0].set_ylabel(f"{metric}\n(bars: {bars_of(rows)})")
     if title:
-        lines = textwrap.fill(plain(title), 34 * len(shown))
+        lines = textwrap.fill(printable(title), 34 * len(shown))
         figure.suptitle(lines, fontsize=TEXT + 2, parse_math=False)
     handles, names = _legend(panels, drawn, looks)
     most = int((figure.get_figwidth() / 2 - HANDLE) / CHARACTER)

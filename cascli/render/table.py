@@ -117,7 +117,12 @@ TIMES: list[Column[Row]] = [
 def page_table(rows: Sequence[Row], console: Console) -> Table:
     """One line per strategy, with as many columns as fit a page; the least informative are dropped first."""
     names = [short_name(row.strategy, oracle=row.oracle, fancy=unicode_ok(console)) for row in rows]
-    return on_a_page(_known(PAGE, rows), lambda few: table_of(names, rows, few, console), console)
+    return on_a_page(page_columns(rows), lambda few: table_of(names, rows, few, console), console)
+
+
+def page_columns(rows: Sequence[Row]) -> list[Column[Row]]:
+    """The columns of `PAGE` that say something of these rows."""
+    return _known(PAGE, rows)
 
 
 def tables(rows: Sequence[Row], console: Console) -> list[Table]:

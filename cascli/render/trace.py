@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cascli.analysis.comparison import first_divergence
 from cascli.render.console import unicode_ok
-from cascli.render.marks import LOOKS, heading, legend, marked, replaced, simple, visible
+from cascli.render.marks import LOOKS, ending, heading, legend, marked, replaced, simple, visible
 from cascli.settings import TARGET
 from cascli.trace import Emitted, Run
 
@@ -93,7 +93,7 @@ def _table(runs: Sequence[Run], target: Run | None, painter: _Painter, width: in
             for column_cells, mark in zip(columns, marks, strict=True)
         ]
         table.add_row(str(i + 1), *row)
-    ends = [Text(f"  ({run.finish_reason})", style="dim") for run in runs]
+    ends = [Text(f"  ({ending(run.finish_reason)})", style="dim") for run in runs]
     table.add_row("", *ends)
     for line in _handovers(runs):
         table.add_row("", *line)

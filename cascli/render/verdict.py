@@ -63,7 +63,7 @@ def _by_chance(row: Row) -> str:
 def _differs(row: Row) -> str:
     place = row.first_divergence
     if row.same_as_target is None:
-        return "was interrupted before it differed"
+        return "ended early, before it differed"
     if row.answers is not None and row.answers > 1:
         return f"differs in {row.answers - (row.answers_same or 0)} of {row.answers} answers"
     return "is not the target's" if place is None else f"differs from token {place + 1} onwards"
