@@ -330,7 +330,7 @@ def source_of(text: str, folder: Path | None = None) -> HubSource | PathSource:
     if text and name == text and (_is_path(text) or (here / _at_home(text)).exists()):
         return PathSource(path=_absolute(text, here))
     name, _, revision = name.partition("@")
-    revision = revision.rpartition("#")[2]  # traces also name the commit, as in main#0123abc
+    revision = WITH_COMMIT.sub(r"\1", revision)
     if not _HUB_NAME.fullmatch(name):
         raise UsageError(f"expected a model folder, a .gguf file or a hub name such as Qwen/Qwen3-0.6B (got '{text}')")
     return HubSource(hub=name, revision=revision or "main")
@@ -350,6 +350,8 @@ def _model_named(kind: type[ModelConfig], text: str, where: str) -> ModelConfig:
 
 EAGLE3_PREFIX = "eagle3:"
 """Prefix of the name of an EAGLE-3 head given in place of a draft model."""
+WITH_COMMIT = re.compile(r".*#([0-9a-f]{7,40})")
+"""A revision as traces name it: with the commit that it was."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

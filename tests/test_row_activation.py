@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +17,11 @@ from cascli.models.cpu.row_activation import _EXACT, use_row_activations
 from cascli.models.cpu.row_attention import MOST_ROWS
 from tests.pairs import float32_by_rows, pair
 
-WIDTHS = (48, 100, 8960, 18944, 33000)
+WIDTHS = (48, 100, 6912, 8960, 18944, 33000)
 """Below a thread's share and above, multiples of the vector loops' pieces and not."""
 
 
-@pytest.fixture(params=[1, 3, 4])
+@pytest.fixture(params=[1, 3, 4, 5, 16])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -54,12 +56,26 @@ def test_torchs_own_activations_need_it() -> None:
         assert kind.__name__ in _EXACT and differing(kind()) == []
 
 
+def test_a_model_can_be_pickled_and_copied() -> None:
+    model = load_pair(pair(300, num_hidden_layers=2)).target.model
+    block, ids = io.BytesIO(), torch.tensor([[1, 2, 3]])
+    torch.save(model, block)
+    block.seek(0)
+    with torch.inference_mode():
+        wanted = model(input_ids=ids, use_cache=False).logits
+        for other in (torch.load(block, weights_only=False), copy.deepcopy(model)):
+            assert torch.equal(other(input_ids=ids, use_cache=False).logits, wanted)
+    first, second = (layer.mlp.act_fn for layer in model.model.layers)
+    assert type(first) is type(second)
+
+
 @pytest.mark.parametrize(
     "more",
     [
         {"intermediate_size": 100},
         {"intermediate_size": 8960, "initializer_range": 0.1},
         {"model_type": "gemma3_text", "intermediate_size": 100, "head_dim": 16, "query_pre_attn_scalar": 16},
+        {"model_type": "gemma3_text", "intermediate_size": 6912, "head_dim": 16, "query_pre_attn_scalar": 16},
         {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "n_inner": 100},
     ],
     ids=lambda more: f"{more.get('model_type', 'llama')}-{more.get('intermediate_size', 100)}",

@@ -391,6 +391,8 @@ def test_examples_run_on_a_tiny_pair(path: Path, tmp_path: Path) -> None:
         ("hub:some/large@main#aaa float32", "hub:some/large@v2#aaa float32", False),
         ("hub:some/large@main float32", "hub:some/large@main#bbb float32", False),  # older folders lack the commit
         ("path:/a/large float32", "path:/b/large float32", True),
+        ("path:/a/large#1 float32", "path:/a/large#2 float32", True),
+        ("eagle3:hub:some/head@main#aaa float32", "eagle3:hub:some/head@main#bbb float32", True),
     ],
 )
 def test_a_sweep_is_not_continued_with_other_weights(
@@ -413,6 +415,26 @@ def test_a_sweep_is_not_continued_with_other_weights(
     assert run(*more, "--anyway").exit_code == 0
     shown = " ".join(invoke("show", str(tmp_path / "out")).output.split())
     assert "their answers and speeds cannot be compared" in shown
+
+
+def test_only_the_weights_of_answers_that_did_not_fail_count(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after --anyway has made them: the next call is not refused for what the first one failed with."""
+    about, target = Worker.about, "hub:some/large@main#aaa float32"
+    monkeypatch.setattr(Worker, "about", lambda worker: about(worker) | {"target": target})
+    flags = (str(plan_file), "-o", str(tmp_path / "out"), "--limit", "1", "-s", "target")
+
+    def fail(*_: object) -> None:
+        raise ValueError("planted")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("cascli.sweeps.worker.answers", fail)
+        assert run(*flags).exit_code == 3
+    target = "hub:some/large@main#bbb float32"
+    assert run(*flags, "--resume").exit_code == 0
+    found = run(*flags, "--resume", "-s", "draft")
+    assert found.exit_code == 0, found.output
 
 
 def test_a_sweep_writes_all_documented_files(plan_file: Path, tmp_path: Path) -> None:

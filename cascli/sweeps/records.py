@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from cascli.analysis.matching import Matched, strategies_of
+from cascli.config import EAGLE3_PREFIX
 from cascli.errors import RunError, UsageError
 from cascli.files import JSON_BYTES, bounded, named, write
 from cascli.models.calls import ROLES
@@ -188,7 +189,7 @@ class Header(BaseModel):
     @property
     def answering(self) -> list[Call]:
         """The calls that made the folder's answers; those whose every answer failed have no part in what is shown."""
-        if not self._answered:
+        if self._answered is None:
             return self.calls
         return [call for place, call in enumerate(self.calls) if place in self._answered]
 
@@ -204,10 +205,10 @@ class Header(BaseModel):
         known = {name: list(dict.fromkeys(each for each in every if each)) for name, every in values.items()}
         return {name: each for name, each in known.items() if len(each) > 1}
 
-    def other_weights(self) -> str | None:
+    def other_weights(self, now: Header) -> str | None:
         """The first model whose weights are not those of the answers so far, and what they were; None if all are."""
         for role in ROLES:
-            ours = _weights(self.environment.get(role))
+            ours = _weights(now.environment.get(role))
             for call in self.answering:
                 theirs = _weights(call.environment.get(role))
                 if ours and theirs and len({_commit(ours), _commit(theirs), ""}) == 3:
@@ -268,7 +269,7 @@ class Header(BaseModel):
 def _commit(source: str) -> str:
     """What names the weights: a model's commit on the hub, if it is known, or the whole of another source."""
     name, _, commit = source.partition("#")
-    return commit if name.startswith("hub:") else name
+    return commit if name.removeprefix(EAGLE3_PREFIX).startswith("hub:") else source
 
 
 def _weights(model: str | None) -> str | None:
@@ -369,7 +370,7 @@ class Records:
             UsageError: the folder's answers were made with other weights, such as those of another commit on the hub,
                 unless the folder was opened `anyway`.
         """
-        if not self._anyway and (changed := header.other_weights()):
+        if not self._anyway and self.header_file.exists() and (changed := self.header().other_weights(header)):
             raise UsageError(f"{self.folder}: was made with {changed}; choose another -o, or use --anyway")
         self._header = header
         known = [call for call in header.calls[-1:] if call.environment]
@@ -417,7 +418,7 @@ class Records:
             raise UsageError(f"{self.header_file}: damaged: {key or 'document'}: {message}") from None
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.header_file}: cannot be read: {error}") from None
-        if len(header.calls) > 1:  # within an answer's text, quotation marks would be escaped
+        if header.calls:  # within an answer's text, quotation marks would be escaped
             header.answered_by([place for place, line in enumerate(self._lines()) if b'"error":"' not in line])
         return header
 

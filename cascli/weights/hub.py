@@ -25,6 +25,7 @@ from cascli.weights.report import Report
 _ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _SHA256_DIGITS, _SHA1_DIGITS = 64, 40
 _URL_SECRETS = re.compile(r"(?<=://)[^\s/@]*@|\?[^\s'\")]+")
+_one_at_a_time = threading.RLock()
 _TRANSPORTS = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
 _IGNORE_PATTERNS = [
     "consolidated*",
@@ -52,6 +53,42 @@ def cached_snapshot(source: HubSource) -> Path | None:
     return folder if has_model(folder) else None
 
 
+def repair(source: HubSource, folder: Path, names: list[str], report: Report) -> Path:
+    """Fetch the named files of a snapshot again, and all that it lacks; return its folder.
+
+    The commit stays, wherever its branch has moved since. The old files are put back if no new ones arrive.
+
+    Raises:
+        RunError: gated, no network, or not enough disk space.
+    """
+    from huggingface_hub import HfApi
+
+    pinned = source.model_copy(update={"revision": folder.name})
+    with _explained(source), checked(source):  # a download would be content with what there is
+        HfApi().repo_info(source.hub, revision=folder.name)
+    links = {folder / name: (folder / name).readlink() for name in names}
+    aside = {path.resolve(): path.resolve().with_name(f"{path.resolve().name}.changed") for path in links}
+    for path in links:
+        if path.exists():
+            path.resolve().replace(aside[path.resolve()])
+        path.unlink()
+    try:
+        download_snapshot(pinned, report)
+        missing = [path.name for path in links if not path.exists()]
+        if missing:
+            raise RunError(f"{source}: the hub did not send {missing[0]}.\nTry again: complete files are kept.")
+    finally:
+        for path, link in links.items():
+            if not path.is_symlink():
+                path.symlink_to(link)
+        for blob, old in aside.items():
+            if old.exists() and blob.exists():
+                old.unlink()
+            elif old.exists():
+                old.replace(blob)
+    return folder
+
+
 def download_snapshot(source: HubSource, report: Report) -> Path:
     """Download configuration, tokenizer and safetensors of `source` and return their folder.
 
@@ -60,7 +97,9 @@ def download_snapshot(source: HubSource, report: Report) -> Path:
     """
     from huggingface_hub import constants, snapshot_download
 
-    with _explained(source), writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"), checked(source), quiet():
+    cache = Path(constants.HF_HUB_CACHE)
+    # One at a time, since `checked` and `quiet` change what belongs to the whole process.
+    with _explained(source), writing(cache, variable="HF_HOME"), _one_at_a_time, checked(source), quiet():
         folder = snapshot_download(**_files(source), tqdm_class=_reporting(report))
     if not has_model(Path(folder)):
         raise RunError(f"{source}: the repository has no config.json with safetensors weights.\nChoose one that has.")
@@ -95,7 +134,8 @@ def changed(folder: Path) -> list[str] | None:
     known = {path: name for path, name in named.items() if len(name) in hashes}
     if not known:
         return None
-    return [path.relative_to(folder).as_posix() for path, name in known.items() if hashes[len(name)](path) != name]
+    different = [path for path, name in known.items() if not path.exists() or hashes[len(name)](path) != name]
+    return [path.relative_to(folder).as_posix() for path in different]
 
 
 def _git_hash(path: Path) -> str:

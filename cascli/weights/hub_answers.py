@@ -65,8 +65,11 @@ def _interrupted() -> Iterator[threading.Event]:
 
     def noting(effect: Callable[..., object]) -> Callable[..., object]:
         def note(*what: object) -> object:
-            event.set()
-            return effect(*what)
+            try:
+                return effect(*what)
+            except BaseException:  # others only take note of the signal
+                event.set()
+                raise
 
         return note
 

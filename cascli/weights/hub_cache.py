@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -57,7 +58,11 @@ def unfinished(source: HubSource) -> list[Path]:
 
 
 def plans(snapshots: Iterable[Path]) -> list[Plan]:
-    """How to remove these snapshots, one plan per repository."""
+    """How to remove these snapshots, one plan per repository.
+
+    Raises:
+        RunError: the library does not know one of them, because something in its repository's folder is missing.
+    """
     from huggingface_hub import scan_cache_dir
 
     wanted: dict[Path, set[str]] = defaultdict(set)
@@ -68,6 +73,11 @@ def plans(snapshots: Iterable[Path]) -> list[Plan]:
         cache = scan_cache_dir(repository.parent)
         # Several repositories can have a commit of the same name.
         mine = replace(cache, repos=frozenset(each for each in cache.repos if each.repo_path == repository))
+        if not commits <= {each.commit_hash for repo in mine.repos for each in repo.revisions}:
+            raise RunError(
+                f"{repository}: something is missing in this folder, so the hub's library cannot remove a part of it.\n"
+                "Delete the folder yourself: all of it can be downloaded again."
+            )
         strategy = mine.delete_revisions(*commits)
         found.append(Plan(strategy.expected_freed_size, strategy))
     return found
@@ -79,8 +89,14 @@ def execute(plan: Plan) -> None:
     Raises:
         RunError: something could not be removed.
     """
+    linked = [path for path in plan.strategy.repos if path.is_symlink()]
+    folders = [path.resolve() for path in linked]
     with writing(_cache(), variable="HF_HOME"), quiet():
         plan.strategy.execute()
+        for folder in folders:  # the library removes only the link to a repository that was moved elsewhere
+            shutil.rmtree(folder)
+    for path in linked:
+        path.unlink(missing_ok=True)
     left = [path for path in plan.paths if path.exists()]
     if left:  # which the library only logs
         raise RunError(f"{left[0]}: cannot be removed; check who may write there.")
@@ -109,4 +125,4 @@ def _repository(source: HubSource) -> Path:
 def _cache() -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    return Path(constants.HF_HUB_CACHE).resolve()  # as the library's own paths are

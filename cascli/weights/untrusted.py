@@ -30,7 +30,8 @@ _COUNTS = ("layer", "block", "depth")
 _SIZES = ("size", "width", "dim", "heads", "experts", "n_embd", "n_head", "n_inner", "d_model", "d_ff")
 _POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 _TOKENIZER_SECONDS = 60
-_VOCABULARIES = ("tokenizer.json", ".model", ".tiktoken", "tekken.json", "vocab.json", "vocab.txt")
+_MADE_UP = 8
+"""Number of tokens apart from special ones of the largest vocabulary that transformers makes without a file."""
 _TOKENIZER_BYTES = 4 << 30
 # A tokenizer file can make the process that reads it abort, panic or hang, so it is first tried in a child process.
 _TRY = """
@@ -80,12 +81,9 @@ def tokenizer_of(place: Path, *, offline: bool = False) -> Any:
 
 
 def _is_made_up(tokenizer: Any, folder: Path) -> bool:
-    """Whether a folder has none of the files that its tokenizer is read from: transformers then makes an empty one."""
-    wanted = getattr(tokenizer, "vocab_files_names", None)
-    if not wanted or not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()}
-    return not (names & set(wanted.values()) or any(name.endswith(_VOCABULARIES) for name in names))
+    """Whether a tokenizer knows hardly more than special tokens: where files are missing, transformers makes these."""
+    own = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
+    return len(own) <= _MADE_UP and not (folder / "tokenizer.json").exists()
 
 
 def _without_tokenizer(place: Path) -> RunError:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -96,11 +99,16 @@ def test_a_users_own_folder_is_never_removed(tmp_path: Path, home: Path) -> None
     assert (folder / "config.json").exists() and not made.exists()
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
+@pytest.fixture(params=["folder", "link", "relative"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, as `HF_HOME` may name it."""
+    place = tmp_path / "hub"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    monkeypatch.chdir(tmp_path)
+    named = {"folder": str(place), "link": str(tmp_path / "link"), "relative": "hub"}[request.param]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", named)
+    return place
 
 
 def cached(cache: Path, name: str, commit: str, ref: str, weights: bytes | None) -> Path:
@@ -185,6 +193,49 @@ def test_files_that_cannot_be_removed_are_not_called_removed(cache: Path, monkey
     monkeypatch.setattr(type(what.plans[0].strategy), "execute", lambda _: None)
     with pytest.raises(RunError, match="models--some--model: cannot be removed"):
         remove(what)
+
+
+def test_a_folder_that_the_library_finds_damaged_is_not_called_removed(cache: Path) -> None:
+    snapshot = cached(cache, "some/model", A, "main", b"1" * 300)
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/gone")
+    with pytest.raises(RunError, match="Delete the folder yourself"):
+        removal(held(of_hub(target="some/model@main"), {}))
+    assert (snapshot / "model.safetensors").exists()
+
+
+def test_a_repository_that_was_moved_elsewhere_is_removed_there(cache: Path, tmp_path: Path) -> None:
+    cached(cache, "some/model", A, "main", b"1" * 300)
+    repository, elsewhere = cache / "models--some--model", tmp_path / "elsewhere"
+    repository.rename(elsewhere)
+    repository.symlink_to(elsewhere)
+    remove(removal(held(of_hub(target="some/model@main"), {})))
+    assert not elsewhere.exists() and not repository.is_symlink()
+
+
+def test_a_file_of_both_models_counts_once(pair: Path, home: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(pair.read_text())
+    twice = load_config(dict.fromkeys(("draft", "target"), document["draft"]))
+    folder = store.pull(twice.target.source)
+    assert removal(held(twice, {})).bytes == tree_bytes(folder)
+
+
+def test_removal_waits_for_a_process_that_is_fetching(pair: Path) -> None:
+    config = load_config(pair)
+    folder = store.pull(config.draft.source)
+    what, started = removal(held(config, {})), threading.Event()
+
+    def fetching() -> None:
+        with store.locked(folder.name, store.silent):
+            started.set()
+            time.sleep(0.5)
+            assert folder.exists()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(fetching)
+        assert started.wait(10)
+        remove(what)
+        other.result()
+    assert not folder.exists()
 
 
 def test_copies_of_a_file_that_changed_or_is_gone_are_removed(pair: Path, home: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +21,10 @@ from typing import Any
 import pytest
 
 from cascli.errors import RunError
-from cascli.weights.hub_answers import SECONDS, _check, _patient
+from cascli.weights.hub_answers import SECONDS, _check, _interrupted, _patient
 
 COMMIT = "a" * 40
-FILES = {"config.json": b"{}", "model.safetensors": b"12345678"}
+FILES = {"config.json": b"{}", "model.safetensors": b"12345678", "tokenizer.json": b"[]"}
 UP = "../../../../../../../../.."
 
 
@@ -34,16 +35,26 @@ class Hub:
         self.commit, self.header, self.tag = COMMIT, COMMIT, ""
         self.names = list(FILES)
         self.status, self.silent, self.body = 200, False, None
+        self.moved = self.withheld = False
+        """Whether `main` names another commit than that of the files; whether weights are refused."""
         self.slow = threading.Event()
         """Set it to let weights arrive for half a minute; the hub clears it once they have begun to."""
 
-    def describe(self) -> Any:
-        return {"id": "some/model", "sha": self.commit, "siblings": [{"rfilename": name} for name in self.names]}
+    def describe(self, path: str) -> Any:
+        sha = COMMIT if self.moved and COMMIT in path else self.commit
+        return {"id": "some/model", "sha": sha, "siblings": [{"rfilename": name} for name in self.names]}
 
     def tree(self) -> Any:
         return [
             {"type": "file", "path": name, "size": len(FILES.get(name, b"x")), "oid": "b" * 40} for name in self.names
         ]
+
+
+def tag_of(path: str, body: bytes) -> str:
+    """What names a file: a sha256 of weights, and git's hash of others."""
+    if path.endswith("safetensors"):
+        return hashlib.sha256(body).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -58,9 +69,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.state.status != 200:
             return self.give(self.state.status, b"no", "text/plain")
         if self.path.startswith("/api/"):
-            found = self.state.tree() if "/tree/" in self.path else self.state.describe()
+            found = self.state.tree() if "/tree/" in self.path else self.state.describe(self.path)
             return self.give(200, self.state.body or json.dumps(found).encode(), "application/json")
         name = self.path.rpartition("/")[2]
+        if name == "model.safetensors" and self.state.withheld:
+            return self.give(500, b"no", "text/plain")
         if name == "model.safetensors" and self.state.slow.is_set():
             return self.drip(300)
         return self.give(200, FILES.get(name, b"x"), "application/octet-stream")
@@ -71,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if not self.path.startswith("/api/"):
             self.send_header("X-Repo-Commit", self.state.header)
-            self.send_header("ETag", f'"{self.state.tag or hashlib.sha1(body).hexdigest()}"')
+            self.send_header("ETag", f'"{self.state.tag or tag_of(self.path, body)}"')
         with contextlib.suppress(BrokenPipeError):  # a client that refuses does not read to the end
             self.end_headers()
             if self.command != "HEAD":
@@ -106,23 +119,24 @@ def hub() -> Iterator[tuple[Hub, str]]:
     server.shutdown()
 
 
-def pull(address: str, home: Path, more: str = "") -> subprocess.CompletedProcess[str]:
+def pull(address: str, home: Path, more: str = "", call: str = "pull") -> subprocess.CompletedProcess[str]:
     """Pull in a separate process, since huggingface_hub reads its settings at import."""
-    child = pulling(address, home, more)
+    child = pulling(address, home, more, call)
     stdout, stderr = child.communicate(timeout=120)
     return subprocess.CompletedProcess(child.args, child.returncode, stdout, stderr)
 
 
-def pulling(address: str, home: Path, more: str = "") -> subprocess.Popen[str]:
+def pulling(address: str, home: Path, more: str = "", call: str = "pull") -> subprocess.Popen[str]:
     """A separate process that pulls."""
     code = f"""
 from cascli.weights import hub_answers
 {more}
 from cascli.config import HubSource
-from cascli.weights.store import pull
+from cascli.weights.store import changed, pull, repair
 from cascli.errors import RunError
+source = HubSource(hub="some/model")
 try:
-    print(pull(HubSource(hub="some/model")))
+    print({call}(source))
 except RunError as error:
     print("refused:", error)
 """
@@ -177,6 +191,58 @@ def test_a_silent_hub_times_out(hub: tuple[Hub, str], tmp_path: Path) -> None:
     hub[0].silent = True
     ended = pull(hub[1], tmp_path, more="hub_answers.SECONDS = 1")
     assert "refused" in ended.stdout and "Try again" in ended.stdout, ended.stdout + ended.stderr
+
+
+REPAIR = "lambda source: repair(source, changed(source))"
+
+
+def test_a_repair_brings_back_what_has_changed(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    """Of the same commit, wherever the branch is now."""
+    state, address = hub
+    folder = Path(pull(address, tmp_path).stdout.strip())
+    weights, tokenizer = folder / "model.safetensors", folder / "tokenizer.json"
+    weights.resolve().write_bytes(b"12345679")
+    tokenizer.resolve().write_bytes(b"{}")
+    state.commit, state.moved = "c" * 40, True
+    ended = pull(address, tmp_path, call=f"({REPAIR})")
+    assert ended.stdout.strip() == str(folder), ended.stdout + ended.stderr
+    assert weights.read_bytes() == b"12345678" and tokenizer.read_bytes() == b"[]"
+    assert [path.name for path in folder.parent.iterdir()] == [COMMIT]
+    assert not list(folder.parent.parent.glob("blobs/*.changed"))
+
+
+def test_a_repair_that_cannot_reach_the_hub_changes_nothing(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    state, address = hub
+    folder = Path(pull(address, tmp_path).stdout.strip())
+    weights = folder / "model.safetensors"
+    weights.resolve().write_bytes(b"12345679")
+    state.status = 500
+    ended = pull(address, tmp_path, call=f"({REPAIR})")
+    assert "refused: " in ended.stdout and "500" in ended.stdout, ended.stdout + ended.stderr
+    assert weights.read_bytes() == b"12345679"
+    state.status, state.withheld = 200, True
+    ended = pull(address, tmp_path, call=f"({REPAIR})")
+    assert "refused: " in ended.stdout, ended.stdout + ended.stderr
+    assert weights.read_bytes() == b"12345679" and len(list(folder.parent.parent.glob("blobs/*"))) == 3
+
+
+def test_signal_handlers_come_back_and_those_of_a_host_decide() -> None:
+    """A handler that only takes note of a signal does not end the download."""
+    noted: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
+    try:
+        ours = signal.getsignal(signal.SIGTERM)
+        with _interrupted() as interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert noted == [signal.SIGTERM] and not interrupted.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
+            assert interrupted.is_set()
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with ThreadPoolExecutor(1) as pool:  # no thread but the main one may set handlers
+        assert pool.submit(lambda: _interrupted().__enter__().is_set()).result() is False
 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM])

