@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -23,7 +24,17 @@ from cascli.analysis.advice import Advice, Candidate, Compared, Confirmed, Lever
 from cascli.analysis.answer_costs import Ratio
 from cascli.analysis.equivalents import use
 from cascli.analysis.profile import Profile
-from cascli.analysis.replay import Machine, Recorded, along, best_length, fixed_cost, oracle, replayed, with_stop
+from cascli.analysis.replay import (
+    Machine,
+    Recorded,
+    along,
+    best_length,
+    fixed_cost,
+    lookup_drafts,
+    oracle,
+    replayed,
+    with_stop,
+)
 from cascli.analysis.theory import expected_cost, expected_rounds, least_cost, speed_up
 from cascli.cli.app import app
 from cascli.config import pair_files
@@ -768,6 +779,7 @@ def near_pair() -> Pair:
 
 ASKED = prompts("hello, hello, hello", "what is it? what is it", "abcabcabcabc")
 GREEDY = Resolved(max_new_tokens=50, temperature=0.0)
+CALM: dict[str, Any] = {"max_new_tokens": 50, "temperature": 0.0}
 
 
 def answers_of(loaded: Pair, settings: Resolved = GREEDY, of: Machine | None = None) -> Answers:
@@ -827,6 +839,44 @@ def test_replayed_rules_take_as_many_draft_steps_as_runs(near_pair: Pair, reques
                 assert each.gain == pytest.approx(tokens / (rounds + 0.01 * steps), rel=1e-6), each.strategy
                 predicted.append(each.gain)
     assert len(predicted) >= 6 and predicted[0] > predicted[-1]
+
+
+def test_drafts_beyond_the_end_of_an_answer_are_priced(near_pair: Pair) -> None:
+    """Drafts do not know that an answer ends; of short answers, most of a long block is drafted beyond."""
+    written = [generate(near_pair, prompt.turns[0], strategy="target", **CALM).token_ids for prompt in ASKED]
+    ends = frozenset(ids[place] for ids, place in zip(written, (3, 9, 20), strict=True))
+    ending = dataclasses.replace(near_pair, eos_ids=ends)
+    of = machine(c=0.2, v=[1 + 0.01 * j for j in range(17)], step_seconds=1e9)
+    lossless = answers_of(ending, of=of).lossless()
+    for each in lossless:
+        if each.drafter == "suffix" or each.stop not in (None, "heuristic"):
+            continue
+        runs = [run for prompt in ASKED for run in converse(ending, parse(each.strategy), prompt, GREEDY)]
+        assert {run.finish_reason for run in runs} == {"eos"}
+        rounds, tokens = [step for run in runs for step in run.rounds], sum(len(run.token_ids) for run in runs)
+        cost, near = (
+            len(rounds) + 0.01 * sum(len(step.drafted) for step in rounds),
+            0.03,
+        )  # none after the end are listed
+        if each.drafter == "model":
+            cost, near = len(rounds) + 0.21 * sum(run.metrics.draft_calls for run in runs), 1e-6
+        assert each.gain == pytest.approx(tokens / cost, rel=near), each.strategy
+    plain = {each.k: each.gain for each in lossless if each.plain}
+    assert plain[16] < 0.6 * plain[2]
+
+
+@pytest.mark.parametrize("last", [0.0, 1.0])
+def test_whole_blocks_are_drafted_at_the_end_of_an_answer_that_no_limit_cuts(last: float) -> None:
+    """Whether its last token passes or replaces a draft, the answer ends with it."""
+    chances, of = [1.0, 1.0, last], machine(c=1.0, v=[1.0] * 17)
+    assert len(along(chances, 4)(0)) == 2  # cut by a limit
+    assert along(chances, 4, ended=True)(0) == [1.0, 1.0, 0.0, 0.0]
+    assert with_stop(chances, [1.0] * 3, lambda: Never(), 4, of, random.random, ended=True) == (5, 1)
+    assert expected_cost(3, along(chances, 4, ended=True), fixed_cost(of)) == 5
+    copied = lookup_drafts([[5, 6, 7, 8]] * 3, [5, 6, 9], 4, ended=True)
+    assert copied(0) == [1.0, 1.0, 0.0, 0.0] and copied(2) == [0.0] * 4
+    assert _while_known([0.5, None, 0.5], 4, ended=True)(0) == [0.5]
+    assert _while_known([0.5, 0.5, 0.1], 4, ended=True)(1) == [0.5, 0.0, 0.0, 0.0]
 
 
 def test_stops_that_read_the_draft_are_replayed_approximately(near_pair: Pair) -> None:

@@ -72,6 +72,8 @@ class Recorded(NamedTuple):
     tokens: int
     reading: float
     """Time the target took to read everything before the answer, in target steps."""
+    ended: bool = False
+    """Whether it ended on its own, which drafts do not know; one that a limit cuts is not drafted beyond."""
 
 
 class Deciding(Protocol):
@@ -128,10 +130,27 @@ def replayed(
     return Replayed(speed, sum(answer.tokens for answer in answers) / sum(rounds))
 
 
-def along(chances: Sequence[float], k: int) -> Drafts:
-    """Return rounds of k drafts, fewer at the answer's end, that pass with these probabilities at its tokens."""
+def room(tokens: int, t: int, k: int, *, ended: bool) -> int:
+    """Return how many of k tokens are drafted in a round at token t of an answer.
+
+    Before a limit that cuts the answer, no draft is made for the token that a round writes in any case. An answer that
+    ends on its own is drafted beyond: drafters do not know, and do not stop at an end of their own.
+    """
+    return k if ended else min(k, tokens - 1 - t)
+
+
+def along(chances: Sequence[float], k: int, *, ended: bool = False) -> Drafts:
+    """Return rounds of k drafts that pass with these probabilities at an answer's tokens; `ended` as in `Recorded`.
+
+    Its last token counts as one that fails: whether it is drafted or replaces a draft, the answer ends with it.
+    """
     n = len(chances)
-    return lambda t: chances[t : t + min(k, n - 1 - t)]
+
+    def drafts(t: int) -> Sequence[float]:
+        drafted = room(n, t, k, ended=ended)
+        return [*chances[t : min(t + drafted, n - 1)], *[0.0] * max(0, t + drafted - (n - 1))]
+
+    return drafts
 
 
 def fixed_cost(machine: Machine, *, reads_last: bool = False, extra: Cost | None = None, model: bool = True) -> Cost:
@@ -148,6 +167,8 @@ def with_stop(
     most: int,
     machine: Machine,
     toss: Callable[[], float],
+    *,
+    ended: bool = False,
 ) -> tuple[float, float]:
     """Return the cost and number of rounds of an answer whose drafts a stop ends.
 
@@ -161,12 +182,15 @@ def with_stop(
         machine: the cost of steps.
         toss: draws uniform numbers, continuing from answer to answer: if every answer used the same numbers, the errors
             would add up.
+        ended: whether the answer ended on its own, as in `Recorded`; beyond it, the last number is used.
 
     Returns:
         Means over trials; there is only one trial if all chances are 0 or 1.
     """
     certain = all(each in (0.0, 1.0) for each in chances)
-    trials = [_trial(chances, readings, begin(), most, machine, toss) for _ in range(1 if certain else TRIALS)]
+    trials = [
+        _trial(chances, readings, begin(), most, machine, toss, ended=ended) for _ in range(1 if certain else TRIALS)
+    ]
     return tuple(sum(each) / len(trials) for each in zip(*trials, strict=True))
 
 
@@ -177,14 +201,16 @@ def _trial(
     most: int,
     machine: Machine,
     toss: Callable[[], float],
+    *,
+    ended: bool,
 ) -> tuple[float, int]:
     place = rounds = 0
-    cost = 0.0
-    while place < len(chances):
-        room = min(most, len(chances) - 1 - place)
-        drafted, steps, seen = _drafted(readings, place, stop, max(0, min(stop.most(room), room)))
+    cost, last = 0.0, len(chances) - 1
+    while place <= last:
+        at_most = room(len(chances), place, most, ended=ended)
+        drafted, steps, seen = _drafted(readings, place, stop, max(0, min(stop.most(at_most), at_most)))
         kept = 0
-        while kept < drafted and toss() < chances[place + kept]:
+        while kept < min(drafted, last - place) and toss() < chances[place + kept]:
             kept += 1
         stop.learn(seen[: kept + 1], kept, rejected=kept < drafted)
         cost += machine.round(drafted, steps=steps)
@@ -200,19 +226,25 @@ def _drafted(readings: Sequence[float], place: int, stop: Deciding, most: int) -
     for drafted in range(most):
         if not stop.before_step(seen):
             return drafted, drafted, seen
-        here, before = readings[place + drafted], list(seen)
+        here, before = readings[min(place + drafted, len(readings) - 1)], list(seen)
         seen.append(here)
         if stop.reads != "chance" and not stop.before_draw(before, here):
             return drafted, drafted + 1, seen
     return most, most, seen
 
 
-def lookup_drafts(copies: Sequence[Sequence[int]], text: Sequence[int], k: int) -> Drafts:
-    """Return rounds that draft the given copies at each token of an answer; a copy passes if it equals the answer."""
+def lookup_drafts(copies: Sequence[Sequence[int]], text: Sequence[int], k: int, *, ended: bool = False) -> Drafts:
+    """Return rounds that draft the given copies at each token of an answer; a copy passes if it equals the answer.
+
+    The copies end where a text would; `ended` as in `Recorded`, and the last token as in `along`.
+    """
     n = len(text)
 
     def drafts(t: int) -> list[float]:
-        return [float(ours == theirs) for ours, theirs in zip(copies[t][: min(k, n - 1 - t)], text[t:], strict=False)]
+        copied = copies[t][: k if ended else min(k, n - 1 - t)]
+        before = zip(copied, text[t : n - 1], strict=False)
+        passing = [float(ours == theirs) for ours, theirs in before]
+        return [*passing, *[0.0] * (len(copied) - len(passing))]
 
     return drafts
 

@@ -28,7 +28,7 @@ def expected_cost(
     Args:
         n: number of tokens.
         drafts: for a round that starts at token t, the probability of each drafted token to pass if those before it
-            have; at most n - 1 - t tokens.
+            have; 0 for the last token of the answer and those after it, if any are drafted.
         cost: cost of a round by the number of tokens that it drafts.
         behind: additional cost of a round if all of its drafts pass.
     """
@@ -38,9 +38,9 @@ def expected_cost(
         chances = drafts(t)
         reached, total = 1.0, cost(len(chances))
         for j, a in enumerate(chances):
-            total += reached * (1 - a) * ahead[t + j + 1]
+            total += reached * (1 - a) * ahead[min(t + j + 1, n)]
             reached *= a
-        ahead[t] = total + reached * (behind + ahead[t + len(chances) + 1])
+        ahead[t] = total + reached * (behind + ahead[min(t + len(chances) + 1, n)])
     return ahead[0]
 
 

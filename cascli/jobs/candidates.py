@@ -25,6 +25,7 @@ from cascli.analysis.replay import (
     lookup_drafts,
     oracle,
     replayed,
+    room,
     with_stop,
 )
 from cascli.analysis.statistics import median
@@ -81,7 +82,13 @@ class Answers:
         self._prompts, self._runs = [prompt for prompt, _ in answered], [run for _, run in answered]
         of_target = 1 / (1 + (machine.draft_reading if seen is not None else 0.0)) / machine.step_seconds
         self._recorded = [
-            Recorded(prompt, len(run.token_ids), run.metrics.seconds.prefill * of_target) for prompt, run in answered
+            Recorded(
+                prompt,
+                len(run.token_ids),
+                run.metrics.seconds.prefill * of_target,
+                ended=run.finish_reason != "length",
+            )
+            for prompt, run in answered
         ]
 
     @property
@@ -149,7 +156,10 @@ class Answers:
             yield best.model_copy(update={"strategy": f"speculative:k={best.k},verify=block"})
 
     def _along_draft(self, k: int) -> list[Drafts]:
-        return [along(each, k) for each in self.chances]
+        return self._along(self.chances, k)
+
+    def _along(self, chances: Chances, k: int) -> list[Drafts]:
+        return [along(each, k, ended=answer.ended) for each, answer in zip(chances, self._recorded, strict=True)]
 
     def _stopped(self) -> Iterator[Candidate]:
         """The draft model with each stop, at the stop's default settings."""
@@ -163,8 +173,16 @@ class Answers:
                 spec = parse(f"speculative:stop={name},k=auto").spec
                 readings, toss = self._readings(stop.reads), random.Random(0).random
                 parts += [
-                    with_stop(each, read, partial(beginning, stop, costs), self.longest, self._machine, toss)
-                    for each, read in zip(self.chances, readings, strict=True)
+                    with_stop(
+                        each,
+                        read,
+                        partial(beginning, stop, costs),
+                        self.longest,
+                        self._machine,
+                        toss,
+                        ended=answer.ended,
+                    )
+                    for each, read, answer in zip(self.chances, readings, self._recorded, strict=True)
                 ]
             if parts:
                 spent, rounds = zip(*parts, strict=True)
@@ -188,7 +206,8 @@ class Answers:
             yield self._best(f"speculative:draft=prompt-lookup,max_ngram={max_ngram}", partial(self._copied, copies))
 
     def _copied(self, copies: Sequence[list[list[int]]], k: int) -> list[Drafts]:
-        return [lookup_drafts(each, run.token_ids, k) for each, run in zip(copies, self._runs, strict=True)]
+        answers = zip(copies, self._runs, self._recorded, strict=True)
+        return [lookup_drafts(each, run.token_ids, k, ended=answer.ended) for each, run, answer in answers]
 
     def _copies(self, run: Run, max_ngram: int) -> list[list[int]]:
         text, start = [*(run.prompt_token_ids or []), *run.token_ids], len(run.prompt_token_ids or [])
@@ -198,7 +217,10 @@ class Answers:
     def _suffixes(self) -> Iterator[Candidate]:
         """Drafts from counts of what followed earlier occurrences, at the best length."""
         chances = [self._counted(run) for run in self._runs]
-        yield self._best("speculative:draft=suffix", lambda k: [_while_known(each, k) for each in chances])
+        yield self._best("speculative:draft=suffix", partial(self._while_known, chances))
+
+    def _while_known(self, chances: Sequence[Sequence[float | None]], k: int) -> list[Drafts]:
+        return [_while_known(each, k, ended=answer.ended) for each, answer in zip(chances, self._recorded, strict=True)]
 
     def _counted(self, run: Run) -> list[float | None]:
         """Probability that a draft drawn from counts passes, given the written token: min(1, q / p) at that token.
@@ -272,7 +294,7 @@ class Answers:
         behind = self._machine.c if rule.late else 0.0
 
         def drafts(k: int) -> list[Drafts]:
-            return [along(each, k) for each in chances]
+            return self._along(chances, k)
 
         def speed(k: int) -> float:
             return self._speed(self._machine, drafts(k), cost, behind, model=True)
@@ -289,7 +311,7 @@ class Answers:
         """Best k of the draft model and its gain on another machine, with only a share `left` of all rejections."""
         chances = [[1 - left * (1 - a) for a in each] for each in self.chances]
         speeds = {
-            k: self._speed(machine, [along(each, k) for each in chances], fixed_cost(machine), model=True)
+            k: self._speed(machine, self._along(chances, k), fixed_cost(machine), model=True)
             for k in range(1, self.longest + 1)
         }
         k = max(speeds, key=lambda each: (speeds[each], -each))
@@ -338,16 +360,20 @@ def _third(values: Sequence[float], which: int) -> Sequence[float]:
     return values[which * n // 3 : (which + 1) * n // 3]
 
 
-def _while_known(chances: Sequence[float | None], k: int) -> Drafts:
-    """Rounds of up to k tokens, cut before the first token whose chance is unknown."""
+def _while_known(chances: Sequence[float | None], k: int, *, ended: bool = False) -> Drafts:
+    """Rounds of up to k tokens, cut before the first token whose chance is unknown; see `along`.
+
+    Beyond the end of an answer, counts are taken to continue if there were any for its last token.
+    """
     n = len(chances)
 
     def drafts(t: int) -> list[float]:
-        known = list[float]()
-        for each in chances[t : t + min(k, n - 1 - t)]:
+        known, drafted = list[float](), room(n, t, k, ended=ended)
+        for place in range(t, t + drafted):
+            each = chances[min(place, n - 1)]
             if each is None:
                 break
-            known.append(each)
+            known.append(each if place < n - 1 else 0.0)
         return known
 
     return drafts
