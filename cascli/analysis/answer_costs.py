@@ -228,7 +228,9 @@ def _withheld(compared: Answers) -> str | None:
         cut = sum(not each.whole for each in answers)
         if cut > MAX_SHARE_CUT * len(answers):
             what = "answers" if all(each.turns == 1 for each in answers) else "conversations"
-            how = "ended early" if any(each.interrupted for each in answers) else f"were {BY_THE_LIMIT}"
+            how = f"{'was' if cut == 1 else 'were'} {BY_THE_LIMIT}"
+            if any(each.interrupted for each in answers):
+                how = "ended early"
             return f"{cut} of {len(answers)} {what} of {spec} {how}"
     return None
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cascli.errors import RunError, first_line
+from cascli.errors import RunError, UsageError, first_line
 from cascli.models.calls import Calls
 from cascli.models.runner import NOT_IN_PARTS, Runner
 from cascli.models.taps import check_layer, decoder_layers
@@ -75,11 +75,11 @@ class SplitRunner(Runner):
         """Split a model after its first `after` layers; `own` is the runner of the model and has the caches.
 
         Raises:
-            UsageError: the model does not have more layers than that.
-            RunError: the model is not a sequence of layers, or its runner can only run it as a whole.
+            UsageError: the model does not have more layers than that, or its runner can only run it as a whole.
+            RunError: the model is not a sequence of layers.
         """
         if not own.in_parts:
-            raise RunError(NOT_IN_PARTS)
+            raise UsageError(NOT_IN_PARTS)
         layers = decoder_layers(model)
         check_layer(model, after, len(layers) - 1)
         self._model, self._own, self._after = model, own, after

@@ -187,7 +187,8 @@ def _basis(advice: Advice) -> Iterator[str]:
         rows = (
             "" if looked.passing_rows is None else f"; {looked.passing_rows:.2f} times that after a draft that passed"
         )
-        yield f"A draft passes with probability {rate(looked.acceptance)} (by thirds of the answer {thirds}){rows}."
+        each = f" (by thirds of the answer {thirds})" if len(looked.acceptance_by_third) == 3 else ""
+        yield f"A draft passes with probability {rate(looked.acceptance)}{each}{rows}."
         outside = f"time outside the models: {machine.outside:.2f} steps per round"
         if machine.outside_drafted is not None:
             outside += f" of {machine.outside_drafted:.1f} drafts, {machine.outside_alone:.2f} for target alone"

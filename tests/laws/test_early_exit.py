@@ -344,3 +344,8 @@ def test_layers_that_pass_on_more_than_hidden_states_are_refused() -> None:
     last.register_forward_pre_hook(lambda _module, args: (args[0] + left.pop(), *args[1:]))
     with pytest.raises(RunError, match="'llama' cannot exit early after 1 layers"):
         generate(loaded, prompt_ids=[5], strategy="speculative:draft=early-exit,layers=1", max_new_tokens=4)
+
+
+def test_a_target_that_cannot_be_left_early_is_a_matter_of_usage() -> None:
+    with pytest.raises(UsageError, match="needs a decoder-only target"):
+        generate(load_pair("tiny-t5"), "hi", strategy="speculative:draft=early-exit,k=2", max_new_tokens=4)
