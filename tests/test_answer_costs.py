@@ -740,7 +740,7 @@ def test_turns_count_as_one_conversation() -> None:
     assert _answered([cut])[0].turns == 3
     answers = {"target": [each._replace(tokens=9) for each in _answered([cut])]}
     costs = answer_costs("target", answers)
-    assert costs is not None and costs.withheld == "1 of 1 conversations of target were cut off by the limit"
+    assert costs is not None and costs.withheld == "1 of 1 conversations of target was cut off by the limit"
     [nats] = [column for column in _distances(greedy=True) if column.heading.startswith("nats")]
 
     two = SimpleNamespace(conversations=2, distances=SimpleNamespace(regret=12.0))
