@@ -94,17 +94,24 @@ def with_template(tokenizer: Any, messages: list[dict[str, str]], **options: boo
     Raises:
         UsageError: the template does not finish in time, or rejects the messages or leaves out the last one.
     """
+    text, last = _rendered(tokenizer, messages, options), messages[-1]
+    # Templates of models for images may take only lists of parts, and render nothing of a text: then any other text
+    # gives the same prompt. That its own is not found may only mean that it was escaped.
+    if last["content"].strip() not in text:
+        other = [*messages[:-1], {**last, "content": f"{last['content']} and more"}]
+        if _rendered(tokenizer, other, options) == text:
+            raise UsageError("the pair's chat template leaves out what the last message says.")
+    return text
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], options: dict[str, bool]) -> str:
     try:
         with ended_after(TEMPLATE_SECONDS):
-            text = str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except TimeoutError:
         raise UsageError(f"the pair's chat template did not finish within {TEMPLATE_SECONDS:g} s.") from None
     except Exception as error:
         raise UsageError(f"the pair's chat template rejects this conversation: {first_line(error)}") from None
-    # Templates of models for images may take only lists of parts, and render nothing of a text.
-    if messages[-1]["content"].strip() not in text:
-        raise UsageError("the pair's chat template leaves out what the last message says.")
-    return text
 
 
 def _clean(text: str) -> str:

@@ -327,6 +327,12 @@ def test_a_template_that_leaves_out_the_prompt_is_refused(folder: Path) -> None:
     assert encode(loaded, "hi", raw=True) == [104, 105]
 
 
+def test_a_template_that_escapes_the_prompt_is_used(folder: Path) -> None:
+    loaded = load(folder)
+    loaded.tokenizer.chat_template = "{{ messages[0].content | upper }}"
+    assert encode(loaded, "hi") == [*b"HI"]
+
+
 def test_a_gguf_with_more_blocks_than_it_holds_is_refused(tmp_path: Path) -> None:
     from cascli.weights.gguf.convert import convert
 
