@@ -72,6 +72,17 @@ def test_time_outside_the_models_counts_for_the_target_alone_too(text_pair: Pair
     assert why.predicted_speed_up == pytest.approx(predicted)
 
 
+def test_where_hardly_anything_is_drafted_no_draft_is_blamed(text_pair: Pair) -> None:
+    """A few drafts in many rounds were charged with all that the rounds spent: 22 target steps each."""
+    asked: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.0, "seed": 3}
+    target = with_seconds(generate(text_pair, "abcabc", strategy="target", **asked), other=0.0)
+    run = generate(text_pair, "abcabc", strategy="speculative:draft=prompt-lookup,k=1", **asked)
+    rounds, drafted = run.metrics.num_rounds, run.metrics.num_draft_tokens
+    assert 0 < drafted < 0.5 * rounds
+    why = account([run := with_seconds(run, other=0.3)], [target, run], profile_of(0.1, {2: 1.1}))
+    assert why.outside_per_draft == 0.0 and why.outside_per_round is not None and 0.2 < why.outside_per_round < 1.0
+
+
 class FakeClock:
     """A machine whose time is that of its work alone, in target steps."""
 

@@ -28,6 +28,8 @@ ACCEPTANCE = "too few drafts are accepted"
 OVERHEAD = "time outside the models"
 NOISE = 0.1
 """Relative difference of measured and predicted that counts as noise even on the quietest machine."""
+_FEW_DRAFTS = 0.5
+"""Drafted tokens per round below which the time outside the models says nothing about that of a draft."""
 TOO_NOISY = 0.3
 """Spread of timings above which no cause is named: almost anything would agree with the prediction."""
 
@@ -258,9 +260,10 @@ class _Gains:
         outside = self.cost(k) * self.overhead / (1 - self.overhead)
         """Time outside the models per round, in target steps: from its share of the runs' own time, which is right even
         if the machine was slower then than when its steps were timed."""
-        self.per_round = min(self._alone - 1, outside)
-        """The part that is assumed to be the same for every k."""
-        self.per_draft = (outside - self.per_round) / (self._mean(float, k, self._known(None)) or 1.0)
+        mean = self._mean(float, k, self._known(None))
+        self.per_round = min(self._alone - 1, outside) if mean >= _FEW_DRAFTS else outside
+        """The part that is assumed to be the same for every k: all of it where most rounds draft nothing."""
+        self.per_draft = (outside - self.per_round) / (mean or 1.0)
         """The part that each drafted token is assumed to add."""
 
     def _rounds(self, k: int, a: float | None) -> dict[int, float]:
