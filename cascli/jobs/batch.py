@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TypedDict, Unpack
 
@@ -85,9 +85,11 @@ def _conversation(
     try:
         runs.extend(event for event in answering if isinstance(event, Run))
     except BaseException:  # ended from outside: by an interruption, or by the failure of another conversation
-        in_progress = answering.interrupt()
-        if runs or in_progress:
-            keep([*runs, *filter(None, [in_progress])])
+        with suppress(Exception):  # the others are still to be ended
+            in_progress = answering.interrupt()
+            runs += [] if in_progress is None else [in_progress]
+        if runs:
+            keep(runs)
         raise
     return runs
 
