@@ -350,7 +350,7 @@ def _model_named(kind: type[ModelConfig], text: str, where: str) -> ModelConfig:
 
 EAGLE3_PREFIX = "eagle3:"
 """Prefix of the name of an EAGLE-3 head given in place of a draft model."""
-WITH_COMMIT = re.compile(r".*#([0-9a-f]{7,40})")
+WITH_COMMIT = re.compile(r".*#([0-9a-f]{7,40})$")
 """A revision as traces name it: with the commit that it was."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -75,6 +75,7 @@ def cli(clean_env: pytest.MonkeyPatch, models: Path, tmp_path: Path):
         ("hub:a/b@c", HubSource(hub="a/b", revision="c")),
         ("hub:a/b@main#0123abc", HubSource(hub="a/b", revision="0123abc")),  # as traces name it
         ("hub:a/b@fix#12", HubSource(hub="a/b", revision="fix#12")),
+        ("hub:a/b@fix#0123abc-x", HubSource(hub="a/b", revision="fix#0123abc-x")),
         ("/x/y/../model.gguf", PathSource(path="/x/model.gguf")),
     ],
 )

@@ -156,8 +156,8 @@ def _answers_in_batches(
     answers = converse_many(pair, strategy, prompts, plan.settings, size, unfinished)
     with outputs.lines() as add:
 
-        def keep(place: int, runs: list[Run]) -> None:
-            done[place] = [common.with_command(run) for run in runs]
+        def keep(place: int, ended: list[Run]) -> None:
+            done[place] = [common.with_command(run) for run in ended]
             for run in done[place]:
                 add(run)
 

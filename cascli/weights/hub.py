@@ -64,15 +64,17 @@ def repair(source: HubSource, folder: Path, names: list[str], report: Report) ->
     from huggingface_hub import HfApi
 
     pinned = source.model_copy(update={"revision": folder.name})
-    with _explained(source), checked(source):  # a download would be content with what there is
-        HfApi().repo_info(source.hub, revision=folder.name)
+    with _explained(source), _one_at_a_time, checked(source), quiet():
+        HfApi().repo_info(source.hub, revision=folder.name)  # a download would be content with what there is
     links = {folder / name: (folder / name).readlink() for name in names}
-    aside = {path.resolve(): path.resolve().with_name(f"{path.resolve().name}.changed") for path in links}
-    for path in links:
-        if path.exists():
-            path.resolve().replace(aside[path.resolve()])
-        path.unlink()
+    blobs = {path: path.resolve() for path in links}
+    aside = {blob: blob.with_name(f"{blob.name}.changed") for blob in blobs.values()}
     try:
+        with writing(folder, variable="HF_HOME"):
+            for path, blob in blobs.items():
+                if blob.exists():
+                    blob.replace(aside[blob])
+                path.unlink()
         download_snapshot(pinned, report)
         missing = [path.name for path in links if not path.exists()]
         if missing:
