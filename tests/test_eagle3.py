@@ -229,7 +229,7 @@ def test_strategies_that_write_with_the_draft_are_refused(pair: Pair) -> None:
 
 
 def test_early_exit_drafts_are_refused_with_an_eagle3_head(pair: Pair) -> None:
-    with pytest.raises(RunError, match="without an EAGLE-3 head"):
+    with pytest.raises(UsageError, match="without an EAGLE-3 head"):
         generate(pair, prompt_ids=[1, 2], strategy="speculative:draft=early-exit,layers=1,k=2", **GREEDY)
 
 
