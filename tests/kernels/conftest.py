@@ -110,6 +110,14 @@ def where() -> torch.device:
     return torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def short_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the long text out of self-tests: the interpreter takes milliseconds for a row of a kernel."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr("cascli.models.gpu.self_test.LONG", 0)
+        monkeypatch.setattr("cascli.models.gpu.self_test.WIDEST", 0)
+
+
 @pytest.fixture
 def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of several blocks, which otherwise only vocabularies beyond 262,144 tokens have."""

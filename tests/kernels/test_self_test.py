@@ -16,7 +16,8 @@ from cascli.errors import RunError
 from cascli.models.calls import Calls
 from cascli.models.choose_runner import choose_runner
 from cascli.models.eager_runner import EagerRunner
-from cascli.models.gpu import graph_runner, self_test
+from cascli.models.gpu import decode_attention, graph_runner, self_test
+from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.gpu.self_test import StepTest, check_kernels
 from cascli.models.gpu.static_cache import StaticCache
@@ -29,8 +30,8 @@ SHARP = {"initializer_range": 0.15}
 """With the small weights of a new model, attention hardly changes logits, and an error in it hides in rounding."""
 
 
-def model(name: str, where: torch.device, dtype: str = "float32") -> Any:
-    shape = ARCHITECTURES[name] | SHARP
+def model(name: str, where: torch.device, dtype: str = "float32", **values: Any) -> Any:
+    shape = ARCHITECTURES[name] | SHARP | values
     loaded = load_pair(pair(VOCAB, **shape), dtype="float32", device=where.type, cuda_graphs=False)
     return loaded.target.model.to(getattr(torch, dtype))
 
@@ -149,6 +150,88 @@ def test_captured_steps_that_fail_are_replaced_by_the_untouched_model(
     assert not any("forward" in vars(each) for each in module.modules())
     assert module.config._attn_implementation == attention
     assert torch.equal(logits(runner, where), expected)
+
+
+KEYS = 32
+"""Keys per block of attention in float32."""
+
+
+def attends_to_few(attend: Any, query: Tensor, key: Tensor, value: Tensor, at: Tensor, **how: Any) -> Tensor:
+    """Forgets all blocks of keys but the first of each of two parts."""
+    return attend(query, key, value, at.clamp(max=2 * KEYS - query.shape[-2]), **how)
+
+
+def without_window(attend: Any, query: Tensor, key: Tensor, value: Tensor, at: Tensor, **how: Any) -> Tensor:
+    """Forgets what makes a difference only where a text is longer than a window."""
+    return attend(query, key, value, at, **how | {"window": 0})
+
+
+def in_layers(bug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant a bug of the kernel where a model's own layers attend."""
+    stock = decode_attention.decode_attention
+
+    def changed(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **more: Any) -> Any:
+        def attend(query: Tensor, key: Tensor, value: Tensor, at: Tensor, window: int) -> Any:
+            return stock(module, query, key, value, at.expand(window) if window else at, **more)
+
+        if mask.dim() > 1:
+            return stock(module, query, key, value, mask, **more)
+        at, window = (mask[0], mask.shape[0]) if mask.dim() else (mask, 0)
+        return bug(attend, query, key, value, at, window=window)
+
+    monkeypatch.setattr(decode_attention, "decode_attention", changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "bug", "window"),
+    [("gpt_neox", attends_to_few, None), ("mistral", without_window, 30), ("gemma3_text", without_window, 30)],
+)
+def test_errors_that_begin_far_into_a_text_are_found(
+    name: str, bug: Callable[..., Any], window: int | None, where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the long text alone, which attention without errors passes."""
+    monkeypatch.setattr(self_test, "BEYOND", 10)
+    module = model(name, where, **{} if window is None else {"sliding_window": window})
+    long = {"WIDEST": window} if window else {"LONG": 3 * KEYS}
+    for changed, longs, fails in [(True, {}, False), (False, long, False), (True, long, True)]:
+        with monkeypatch.context() as planted:
+            for constant, length in longs.items():
+                planted.setattr(self_test, constant, length)
+            test = StepTest(module, VOCAB - 3, where)
+            if changed:
+                in_layers(bug, planted)
+            wrong = test.failure(GraphRunner(module, VOCAB - 3, where, Uncaptured()))
+            module.set_attn_implementation("sdpa")
+        assert (wrong is not None) is fails, (changed, longs, wrong)
+        assert wrong is None or wrong.startswith(f"their logits after {3 * KEYS if window is None else 40} tokens")
+
+
+def test_attention_of_fused_steps_is_tested_far_into_a_text(
+    where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_test, "LONG", 3 * KEYS)
+    replaced(monkeypatch, "attention.attend", attends_to_few)
+    runner, why = chosen(model("llama", where), where)
+    assert isinstance(runner, GraphRunner) and why is None
+    assert runner.unfused_because is not None and f"their logits after {3 * KEYS} tokens" in runner.unfused_because
+
+
+def test_long_texts_are_left_out_where_memory_does_not_suffice(
+    where: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_test, "LONG", 40)
+    module = model("gpt_neox", where)
+    test = StepTest(module, VOCAB - 3, where)
+    runner = GraphRunner(module, VOCAB - 3, where, Uncaptured())
+    reserve = runner._reserve
+
+    def full(length: int) -> None:
+        if length > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        reserve(length)
+
+    monkeypatch.setattr(runner, "_reserve", full)
+    assert test.failure(runner) is None and runner.length == 0
 
 
 @pytest.mark.parametrize("guilty", [True, False])

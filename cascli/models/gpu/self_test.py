@@ -35,10 +35,16 @@ from cascli.sampling.uniforms import Uniforms
 
 PROMPT, BLOCK = 80, 5
 """Tokens of the self-test's prompt, which is longer than any block of a round, and of its block."""
+LONG = 2200
+"""Tokens of its long prompt, more than the 32 parts of attention's sum have keys in their first blocks (64 each)."""
+WIDEST, BEYOND = 4096, 100
+"""The widest window whose end the long prompt reaches, and its tokens beyond that window."""
+PIECE = 1024
+"""Tokens of a long prompt that are read at once: the mask of a pass has a row for each."""
 TIMES_OWN = 3
 """How often the rounding of the model's own layers may be exceeded.
 
-Sound steps of the embedded models in bfloat16, on a CPU, exceeded it up to 1.2 times.
+Sound steps of the embedded models in bfloat16, on a CPU, exceeded it up to 1.2 times, after 2,200 tokens too.
 """
 LEAST = {torch.float32: 0.01, torch.float16: 0.01, torch.bfloat16: 0.06}
 """Relative differences that always pass, by precision."""
@@ -80,6 +86,18 @@ class _Text(NamedTuple):
     prompt: int
     expected: Tensor
     """Logits `[BLOCK + 2, V]` of the model's own layers after the prompt and after each token that follows."""
+    rounding: float = 0.0
+    """How far these layers' own readings with a cache, in other blocks, are from that."""
+
+    @property
+    def readings(self) -> Tensor:
+        """What `_read` returns, by the model's own layers, `[BLOCK + 3, V]`."""
+        return torch.cat([self.expected, self.expected[2:3]])
+
+    @property
+    def largest(self) -> float:
+        """The largest difference that passes; not finite if these layers overflow, with which nothing compares."""
+        return max(TIMES_OWN * self.rounding, LEAST[self.expected.dtype])
 
 
 class StepTest:
@@ -87,14 +105,13 @@ class StepTest:
 
     @torch.inference_mode()
     def __init__(self, model: PreTrainedModel, vocab: int, device: torch.device) -> None:
-        """Read two texts with the model's own layers, each in one pass without a cache."""
+        """Read two texts with the model's own layers, each in one pass without a cache, and a long one in pieces."""
         room = context_of(model.config) or PROMPT + BLOCK + 1
         prompt = max(1, min(PROMPT, room - BLOCK - 1))
         self._device, self._sampler = device, Sampler(SAMPLINGS[0], reads_base=False)
         self._text = _read_by(model, vocab, device, prompt, seed=0)
         self._shorter = _read_by(model, vocab, device, max(1, prompt // 2), seed=1)
-        own = difference(self._read(EagerRunner(model, vocab, device)), self._expected)
-        self._largest = max(TIMES_OWN * own, LEAST[self._expected.dtype])
+        self._long = _long_text(model, vocab, device, room)
         self._of_texts: list[str | None] = []
         """What was found to be wrong with passes over several texts, once that was tested."""
 
@@ -104,7 +121,10 @@ class StepTest:
         Raises:
             RunError: the GPU cannot be used any more.
         """
-        return _failure(self._device, lambda: self._wrong_steps(runner) or self._wrong_drafts(runner))
+        return _failure(
+            self._device,
+            lambda: self._wrong_steps(runner) or self._wrong_drafts(runner) or self._wrong_steps_of_long(runner),
+        )
 
     def failure_of_texts(self, reader: Callable[[], Reader]) -> str | None:
         """What is wrong with passes over several texts; None if nothing is. Tested once.
@@ -124,43 +144,29 @@ class StepTest:
         """Whether passes over several texts were tested."""
         return bool(self._of_texts)
 
-    @property
-    def _expected(self) -> Tensor:
-        """What `_read` returns, by the model's own layers."""
-        return torch.cat([self._text.expected, self._text.expected[2:3]])
-
     @torch.inference_mode()
     def _wrong_steps(self, runner: Runner) -> str | None:
-        return self._apart(self._read(runner), self._expected)
+        return _difference(_read(runner, self._text), self._text.readings, self._text.largest)
 
-    def _apart(self, found: Tensor, expected: Tensor, whose: str = "their logits") -> str | None:
-        """How logits differ from those of the model's own layers; None if rounding explains it."""
-        if not math.isfinite(self._largest):
-            return None  # the model's own layers overflow: there is nothing to compare with
-        off = difference(found, expected)
-        if off <= self._largest:
+    @torch.inference_mode()
+    def _wrong_steps_of_long(self, runner: Runner) -> str | None:
+        """Compare steps far into a text; they are left out where its keys and values do not fit beside the model."""
+        if self._long is None:
             return None
-        if math.isnan(off):
-            return f"{whose} are not numbers"
-        return f"{whose} differ from those of the model's own layers by {off:.1%}, {self._largest:.1%} at most"
-
-    def _read(self, runner: Runner) -> Tensor:
-        text, prompt, _ = self._text
-        runner.prepare(prompt, BLOCK + 1, Calls(reads=[(BLOCK, BLOCK), (1, 1)]))
-        # A captured step's logits are overwritten by the next step.
-        found = [runner.forward(text[:prompt], 1).clone(), runner.forward(text[prompt:-1], BLOCK).clone()]
-        found.append(runner.forward(text[-1:], 1).clone())
-        runner.truncate(prompt + 1)
-        found.append(runner.forward(text[prompt + 1 : prompt + 2], 1).clone())
-        runner.reset()
-        return torch.cat(found)
+        try:
+            found = _read(runner, self._long)
+        except torch.OutOfMemoryError:
+            runner.reset()
+            return None
+        text, whose = self._long, f"their logits after {self._long.prompt:,} tokens"
+        return _difference(found, text.readings, text.largest, whose)
 
     @torch.inference_mode()
     def _wrong_drafts(self, runner: Runner) -> str | None:
         """Compare whole drafts, forwards and draws, with what the model's own layers say of the drawn tokens."""
         if not runner.draws:
             return None
-        ids, prompt, _ = self._text
+        ids, prompt = self._text.ids, self._text.prompt
         runner.prepare(prompt, BLOCK + 1, Calls(writes=[Write(UNREAD, len(DRAFTS[0]))]), self._sampler)
         runner.forward(ids[:prompt], 1)
         for start, numbers in enumerate(DRAFTS, prompt):
@@ -179,12 +185,13 @@ class StepTest:
 
     def _wrong_draft(self, written: Written, logits: Tensor, u: Tensor) -> str | None:
         """Compare a draft of n tokens with the logits `[n, V]` of its positions."""
-        if not math.isfinite(self._largest):
+        largest = self._text.largest
+        if not math.isfinite(largest):
             return None
         expected = logits.double()
         weightless = expected < expected.amax(dim=-1, keepdim=True) - WEIGHTLESS
         found = written.probs.double().log() + expected.logsumexp(dim=-1, keepdim=True)
-        wrong = self._apart(found.where(~weightless, expected), expected, "the logits of their drafts")
+        wrong = _difference(found.where(~weightless, expected), expected, largest, "the logits of their drafts")
         if wrong is None and not all(map(_is_draw, written.probs.cpu(), written.tokens.tolist(), u.tolist())):
             return "their drafts are not drawn from their distributions"
         return wrong
@@ -200,7 +207,7 @@ class StepTest:
         found += reader.read([ReadRequest(place, ids, len(ids)) for place, ids in enumerate(blocks)])
         expected = [text.expected[:1] for text in texts]
         expected += [text.expected[1 : 1 + len(ids)] for text, ids in zip(texts, blocks, strict=True)]
-        wrong = self._apart(torch.cat(found), torch.cat(expected))
+        wrong = _difference(torch.cat(found), torch.cat(expected), self._text.largest)
         return wrong or self._wrong_drafts_of_texts(reader)
 
     def _wrong_drafts_of_texts(self, reader: Reader) -> str | None:
@@ -223,14 +230,70 @@ class StepTest:
         return next((wrong for wrong in checks if wrong is not None), None)
 
 
+def _difference(found: Tensor, expected: Tensor, largest: float, whose: str = "their logits") -> str | None:
+    """How logits differ from those of the model's own layers; None if rounding explains it."""
+    if not math.isfinite(largest):
+        return None
+    off = difference(found, expected)
+    if off <= largest:
+        return None
+    if math.isnan(off):
+        return f"{whose} are not numbers"
+    return f"{whose} differ from those of the model's own layers by {off:.1%}, {largest:.1%} at most"
+
+
+def _read(runner: Runner, text: _Text) -> Tensor:
+    """Logits `[BLOCK + 3, V]` after a text's prompt, a block, a step and, after a rewind, a step again."""
+    ids, prompt = text.ids, text.prompt
+    runner.prepare(prompt, BLOCK + 1, Calls(reads=[(BLOCK, BLOCK), (1, 1)]))
+    # A captured step's logits are overwritten by the next step.
+    found = [[runner.forward(piece, 1).clone() for piece in ids[:prompt].split(PIECE)][-1]]
+    found.append(runner.forward(ids[prompt:-1], BLOCK).clone())
+    found.append(runner.forward(ids[-1:], 1).clone())
+    runner.truncate(prompt + 1)
+    found.append(runner.forward(ids[prompt + 1 : prompt + 2], 1).clone())
+    runner.reset()
+    return torch.cat(found)
+
+
 def _read_by(model: PreTrainedModel, vocab: int, device: torch.device, prompt: int, seed: int) -> _Text:
     """A random text as the model's own layers read it, in one pass without a cache."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, vocab, (prompt + BLOCK + 1,), generator=generator).to(device)
+    ids = _random_ids(vocab, device, prompt, seed)
     rows = BLOCK + 2
     keep = {"logits_to_keep": rows} if "logits_to_keep" in forward_parameters(model.config) else {}
     logits: Tensor = model(input_ids=ids.unsqueeze(0), use_cache=False, **keep).logits
-    return _Text(ids, prompt, logits[0, -rows:, :vocab])
+    return _with_rounding(_Text(ids, prompt, logits[0, -rows:, :vocab]), EagerRunner(model, vocab, device))
+
+
+def _long_text(model: PreTrainedModel, vocab: int, device: torch.device, room: int) -> _Text | None:
+    """A random text that is long for attention and its windows, as the model's own layers read it with their cache.
+
+    None where the model's context ends before, or memory does not suffice.
+    """
+    own = EagerRunner(model, vocab, device)
+    windows = [layer.window for layer in own.cache.layers if layer.window is not None and layer.window <= WIDEST]
+    prompt = min(max([LONG, *(window + BEYOND for window in windows)]), room - BLOCK - 1)
+    if prompt <= PROMPT:
+        return None
+    ids = _random_ids(vocab, device, prompt, seed=2)
+    last = max(len(ids) // 8, BLOCK + 2)
+    try:
+        for piece in ids[:-last].split(PIECE):
+            own.forward(piece, 1)
+        text = _Text(ids, prompt, own.forward(ids[-last:], BLOCK + 2))
+        own.reset()
+        return _with_rounding(text, own)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _with_rounding(text: _Text, own: EagerRunner) -> _Text:
+    return text._replace(rounding=difference(_read(own, text), text.readings))
+
+
+def _random_ids(vocab: int, device: torch.device, prompt: int, seed: int) -> Tensor:
+    """The ids `[prompt + BLOCK + 1]` of a random text."""
+    return torch.randint(0, vocab, (prompt + BLOCK + 1,), generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def _failure(device: torch.device, test: Callable[[], str | None]) -> str | None:
