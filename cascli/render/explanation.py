@@ -20,16 +20,18 @@ def sentence(why: Explanation, *, by_token: bool = False, fancy: bool = True) ->
 
     Args:
         why: the explanation.
-        by_token: state that its speeds are tokens per second over all answers, for use next to others that are not.
+        by_token: state that its speeds are tokens per second over all answers, and what the prediction rests on, for
+            use next to others that are and do not.
         fancy: whether the terminal can show more than ASCII.
     """
     slower = " Slower than target alone here." if why.measured_speed_up < 1 - SAME else ""
     extrapolated = " (extrapolated)" if why.v_extrapolated else ""
     where = (" in tokens per second" if by_token else "") + ("" if why.with_prompt else " after the prompt")
+    own = " from its own acceptance" if by_token and why.measured_alone else ""  # others are from recorded answers
     return (
         f"{short_name(why.strategy, fancy=fancy)}: {why.measured_speed_up:.2f}x target{where}"
         f"{', predicted' if why.measured_alone else '; the times of its own steps give'}"
-        f" {why.predicted:.2f}x.{slower} {_passed(why)}"
+        f" {why.predicted:.2f}x{own}.{slower} {_passed(why)}"
         f" {why.tokens_per_round:.1f} tokens per round; {_costs(why)}{extrapolated} target steps."
         f"{_outside(why)} {_block(why)} {_cause(why)}"
     )
