@@ -184,9 +184,11 @@ class Decoding:
             calls = self.strategy.calls(role)
             sampler = Sampler(self.request.sampling, calls.reads_base or self.request.top > 0)
             self._runners[role].prepare(prompt, answer, calls, sampler)
-        if self.pair.graphs.captures:
-            like = torch.zeros(1, self.pair.vocab, dtype=self.pair.target.model.dtype, device=self.pair.device)
-            self.strategy.capture(self.pair.graphs, self.request.sampling, like)
+        if self.pair.graphs.prepares:
+            target, vocab = self.pair.target, self.pair.vocab
+            # Rows as long as the output matrix has them: kernels are compiled for what rows' starts are multiples of.
+            like = torch.zeros(1, max(target.rows, vocab), dtype=target.model.dtype, device=self.pair.device)
+            self.strategy.capture(self.pair.graphs, self.request.sampling, like[:, :vocab])
 
     def _close(self, session: Session) -> None:
         decision = self.handover

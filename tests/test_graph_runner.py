@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 
 from cascli import generate, load_pair, rules
 from cascli.audit.numerics import BLOCK, numerics
+from cascli.decoding import speculation
+from cascli.decoding.clock import Clock
 from cascli.engine import Decoding, Request
 from cascli.errors import UsageError
 from cascli.models.calls import Calls, Write
 from cascli.models.choose_runner import BY_FLAG, choose_runner, why_eager
 from cascli.models.eager_runner import EagerRunner
+from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.decode_attention import can_decode
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import LONGEST, MOST_SAMPLERS, GraphRunner
@@ -350,6 +354,38 @@ def test_nothing_is_recorded_while_the_clock_is_running(taped: Pair) -> None:
     assert seconds == taped.target.runner.capture_seconds + taped.graphs.seconds > taped.graphs.seconds > 0
 
 
+@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize("spec", ["speculative:k=3", "speculative:k=2,verify=block", "speculative-cascade:k=2"])
+def test_decisions_of_every_length_are_made_before_the_clock_starts(
+    spec: str, captured: bool, text_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels are compiled at their first call, for what the distance between rows of logits is a multiple of."""
+    ready, running = set[Any](), set[Any]()
+    where, decide = [ready], speculation.decide_round
+
+    def seen(rule: Any, sampling: Any, logits: torch.Tensor, drafted: torch.Tensor, *more: Any, **how: Any) -> Any:
+        where[-1].add((logits.shape, logits.stride(), logits.dtype, drafted.shape))
+        return decide(rule, sampling, logits, drafted, *more, **how)
+
+    class Started(Clock):
+        def __init__(self, *given: Any) -> None:
+            where.append(running)
+            super().__init__(*given)
+
+    monkeypatch.setattr(speculation, "decide_round", seen)
+    monkeypatch.setattr("cascli.engine.Clock", Started)
+    assert text_pair.target.rows > text_pair.vocab, "rows of logits are longer than what is read of them"
+    cache = GraphCache(Uncaptured()) if captured else GraphCache(compiles=True)
+    loaded = replace(text_pair, graphs=cache)
+    list(Decoding(loaded, parse(spec), Request([5] * 9, Sampling(), 12)).steps())
+    lengths = {drafted[0] for *_, drafted in running}
+    assert 0 in lengths and len(lengths) > 1
+    assert running <= ready
+    where.append(again := set[Any]())
+    list(Decoding(loaded, parse(spec), Request([5] * 9, Sampling(), 12)).steps())
+    assert not again, "once is enough"
+
+
 def test_a_recorded_pair_passes_its_audit(two: tuple[Pair, Pair]) -> None:
     checks = list(numerics(two[1], 12))
     assert len(checks) == 4 and all(check.status == "pass" for check in checks), checks
@@ -403,6 +439,8 @@ def test_reasons_for_not_recording_a_model() -> None:
     model.hf_device_map = {"a": 0, "b": 1}
     assert why_eager(model) == "it is spread over 2 devices"
     model.hf_device_map = {"": 0}
+    runner, why = choose_runner(model, 9, torch.device("meta"), graphs=True, capture=TapeCapture())
+    assert isinstance(runner, EagerRunner) and why == "it is on cpu, and the rest of a round on meta"
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
     assert "dynamic position encoding" in str(why_eager(model))
     model.config.rope_parameters = {"full_attention": {"rope_type": "longrope"}, "sliding_attention": {}}

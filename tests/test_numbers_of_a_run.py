@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
 from cascli import Pair, generate, load_pair
 from cascli.decoding.clock import Clock
+from cascli.engine import Decoding, Request
 from cascli.errors import RunError
+from cascli.sampling.parameters import Sampling
+from cascli.strategies import parse
 from cascli.trace import RoundSeconds
 from tests.pairs import pair
 
@@ -96,3 +102,26 @@ def test_an_answer_whose_score_equals_the_threshold_is_kept(text_pair: Pair) -> 
     for threshold, deferred in ((first.value, False), (above, True)):
         run = generate(text_pair, "hello", strategy=f"cascade:threshold={threshold!r}", max_new_tokens=4)
         assert run.handover is not None and run.handover.deferred is deferred
+
+
+@pytest.mark.parametrize("spec", ["target", "speculative:k=2", "token-cascade:rule=diff"])
+def test_on_a_gpu_only_the_time_of_callbacks_is_excluded(
+    spec: str, text_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is computed for detail is launched there while the device works, so the host's time for it is no loss."""
+    pauses = list[None]()
+
+    class OnGpu(Clock):
+        def __init__(self, device: torch.device, now: Any) -> None:
+            super().__init__(device, now)
+            self._device = torch.device("cuda", 0)
+
+        @contextmanager
+        def paused(self) -> Iterator[None]:
+            pauses.append(None)
+            with super().paused():
+                yield
+
+    monkeypatch.setattr("cascli.engine.Clock", OnGpu)
+    events = list(Decoding(text_pair, parse(spec), Request([5, 6, 7], Sampling(), 9, top=3)).steps())
+    assert len(events) == len(pauses) > 1

@@ -37,7 +37,7 @@ def numbers(s: Session, tokens: Tensor, rows: Tensor, views: Views) -> list[Tens
     """The matrix `[n, width]` (float64) of tokens `[n]` at the positions `rows` `[n]`; empty if none is requested."""
     if not s.top:
         return []
-    with s.clock.paused():
+    with s.clock.observing():
         top = min(s.top, s.vocab)
         return [
             torch.cat(

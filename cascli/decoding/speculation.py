@@ -128,9 +128,7 @@ def speculate(
             decide = partial(decide_round, rule, s.sampling, by_block=by_block)
             numbers = s.graphs.run(_key(rule, s.sampling, by_block), decide, *given)
         else:
-            # Only on a CPU can the clock exclude part of the work in progress.
-            observing = s.clock.paused if logits.device.type == "cpu" else nullcontext
-            decide = partial(decide_round, rule, s.sampling, by_block=by_block, observing=observing)
+            decide = partial(decide_round, rule, s.sampling, by_block=by_block, observing=s.clock.observing)
             numbers = decide(*given)
             if late and block.q.shape[0] == n and int(numbers[Field.NUM_ACCEPTED, 0]) == n:
                 after = _proposal_after(s, block, propose, rule)
@@ -369,14 +367,15 @@ def capture_round(
 ) -> None:
     """Capture the decision for a round of `k` tokens, and run it once for each shorter block.
 
-    Shorter blocks come once per answer and are not worth a graph, but their kernels may have to be compiled.
+    Shorter blocks come once per answer and are not worth a graph, but their kernels may have to be compiled. Where
+    nothing is captured, that of `k` tokens is run once too.
 
     Args:
         graphs: the cache that the session will use.
         rule: computes pi.
         sampling: turns logits into distributions.
         k: drafted tokens.
-        logits: `[1, V]`, like the target's.
+        logits: `[1, V]`, like the target's, and as far apart from the next row.
         by_block: see `decide_round`.
     """
     if not rule.capturable:
@@ -388,7 +387,8 @@ def capture_round(
         q = torch.full(shape, 1 / logits.shape[1], dtype=torch.float32, device=logits.device)
         drafted = torch.zeros(n, dtype=torch.long, device=logits.device)
         holds = (drafted.new_ones(n + 1, dtype=torch.bool),) if rule.thinking_only else ()
-        given = (logits.expand(n + 1, -1), drafted, q, q, u[:n], u[: n + 1], *holds)
+        rows = logits.new_zeros(n + 1, logits.stride(0))[:, : logits.shape[1]]
+        given = (rows, drafted, q, q, u[:n], u[: n + 1], *holds)
         if n < k:
             decide(*given)
         elif not graphs.capture(_key(rule, sampling, by_block), decide, *given):
@@ -402,7 +402,7 @@ def _numbers_of_detail(s: Session, block: Block, logits: Tensor, numbers: Tensor
     n = block.tokens.shape[0]
     tokens = torch.cat([block.tokens, numbers[Field.NEXT_ID, :1].long()])
     rows = torch.cat([torch.arange(n, device=tokens.device), numbers[Field.NUM_ACCEPTED, :1].long()])
-    with s.clock.paused():
+    with s.clock.observing():
         p = s.warp(logits[: block.q.shape[0]])
         # A drafter that has no distributions at temperature 1 returns the same tensor twice.
         views = detail.Views(

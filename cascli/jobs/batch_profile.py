@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from cascli.analysis.profile import Profile
-from cascli.jobs.profile import BLOCKS, Timed, role_timings, set_context, synchronise, time_round
-from cascli.models.batch.reader import Reader, ReadRequest
-from cascli.models.calls import ALONE, Role
+from cascli.jobs.profile import BLOCKS, SAMPLER, Timed, role_timings, set_context, synchronise, time_round
+from cascli.models.batch.reader import DraftRequest, Reader, ReadRequest
+from cascli.models.calls import Calls, Role, Write
 from cascli.models.choose_runner import choose_readers
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
+
+DRAFTED = 4
+"""Most tokens of a timed draft, where a reader drafts in one go: its passes share what it costs in addition to them."""
 
 
 def batch_profiles(
@@ -60,14 +63,17 @@ class BatchTimer:
         """See `batch_profiles`; the readers must have room for the largest size."""
         self._pair, self._readers, self._context = pair, readers, context
         self._blocks = sorted({1, 2, *blocks})
+        self._drafted = min(DRAFTED, self._blocks[-1] - 1)
         self._timed: dict[int, Timed] = {size: {} for size in sizes}
 
     def fill(self) -> None:
         """Fill every cache with `context` tokens; call this before measuring if the caches were used for other work."""
         set_context(self._pair, self._context, self._blocks, fill=True)
-        for reader in self._readers.values():
+        for role, reader in self._readers.items():
+            drafts = reader.draws and role == "draft"
+            calls = Calls(writes=[Write(2, self._drafted)] if drafts else [])
             for number, runner in enumerate(reader.runners):
-                reader.prepare(number, self._context, max(self._blocks), ALONE, None)
+                reader.prepare(number, self._context, self._blocks[-1], calls, SAMPLER)
                 runner.fill_cache(self._context)
 
     def time(self, size: int, *, counted: bool = True) -> None:
@@ -75,7 +81,8 @@ class BatchTimer:
         of_size, context = self._timed[size], self._context
         for n in self._blocks:
             alone = time_round(self._pair, context, n)
-            for key, seconds in alone if size == 1 else _time_round(self._pair, self._readers, size, context, n):
+            together = _time_round(self._pair, self._readers, size, context, n, self._drafted)
+            for key, seconds in alone if size == 1 else together:
                 of_size.setdefault(key, []).extend([seconds] if counted else [])
 
     @property
@@ -93,13 +100,39 @@ class BatchTimer:
 
 
 def _time_round(
-    pair: Pair, readers: Mapping[Role, Reader], size: int, context: int, n: int
+    pair: Pair, readers: Mapping[Role, Reader], size: int, context: int, n: int, drafted: int
 ) -> Iterator[tuple[tuple[str, int], float]]:
     """Time passes in the order of a round, like `time_round`."""
     if "draft" in readers and n > 1:
-        for tokens in (1, 2, 1):
-            yield ("draft", tokens), _pass_seconds(pair, readers["draft"], size, context, tokens)
+        reader = readers["draft"]
+        if reader.draws:
+            yield from _time_drafts(pair, reader, size, context, drafted)
+        else:
+            for tokens in (1, 2, 1):
+                yield ("draft", tokens), _pass_seconds(pair, reader, size, context, tokens)
     yield ("target", n), _pass_seconds(pair, readers["target"], size, context, n)
+
+
+def _time_drafts(
+    pair: Pair, reader: Reader, size: int, context: int, drafted: int
+) -> Iterator[tuple[tuple[str, int], float]]:
+    """Time whole drafts, passes and draws in one go, as they are made in decoding; seconds of one of their passes."""
+    one = 0.0
+    for unread in (1, 2, 1):
+        u = torch.full((drafted,), 0.5, dtype=torch.float64, device=pair.device)
+        ids = torch.arange(unread, device=pair.device) % pair.vocab
+        synchronise(pair.device)
+        start = time.perf_counter()
+        reader.write([DraftRequest(number, ids, SAMPLER, u, False) for number in range(size)])
+        synchronise(pair.device)
+        seconds = time.perf_counter() - start
+        for runner in reader.runners[:size]:
+            runner.truncate(context)
+        if unread == 1:
+            one = seconds / drafted
+            yield ("draft", 1), one
+        else:
+            yield ("draft", 2), max(seconds - (drafted - 1) * one, one)
 
 
 def _pass_seconds(pair: Pair, reader: Reader, size: int, context: int, n: int) -> float:

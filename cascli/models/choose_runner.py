@@ -57,7 +57,7 @@ def choose_runner(
     if capture is None and device.type != "cuda":
         shares = device.type == "cpu" and why_alone(model) is None
         return EagerRunner(model, vocab, device, prompt_block=PROMPT_BLOCK if shares else None), None
-    why = why_eager(model)
+    why = why_eager(model) or _elsewhere(model, device)
     if why is not None or not (graphs or compiler):
         return EagerRunner(model, vocab, device), why or BY_FLAG
     capture = (capture or CudaCapture(device)) if graphs else Uncaptured()
@@ -134,7 +134,8 @@ def _launches_wrong(test: StepTest, copy: Callable[[], GraphRunner], device: tor
 
 def graph_cache_for(device: torch.device, *reasons: str | None) -> GraphCache:
     """The graph cache for the rest of a round; captures if all models' steps are captured (`reasons` are all None)."""
-    return GraphCache(CudaCapture(device) if device.type == "cuda" and not any(reasons) else None)
+    on_gpu = device.type == "cuda"
+    return GraphCache(CudaCapture(device) if on_gpu and not any(reasons) else None, compiles=on_gpu)
 
 
 def why_eager(model: PreTrainedModel) -> str | None:
@@ -151,6 +152,12 @@ def why_eager(model: PreTrainedModel) -> str | None:
     if getattr(config, "cross_attention_layers", None):
         return "its layers that read images are skipped"
     return None
+
+
+def _elsewhere(model: PreTrainedModel, device: torch.device) -> str | None:
+    """The reason if a pair's `device_map` put a model on one device, and the rest of a round is on another."""
+    own = model.get_input_embeddings().weight.device
+    return None if own == device else f"it is on {own}, and the rest of a round on {device}"
 
 
 def choose_readers(runners: Mapping[Role, Runner], places: int) -> dict[Role, Reader]:

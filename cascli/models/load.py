@@ -170,7 +170,8 @@ def _load(
         works.append(work_of(head, head_dtype))
     stages.plan(works)
     if device.type == "cuda":
-        _test_kernels(device, vocab, DTYPES[parts[-1].dtype])
+        rows = getattr(parts[-1].config.get_text_config(), "vocab_size", vocab)
+        _test_kernels(device, vocab, DTYPES[parts[-1].dtype], rows)
     models = {}
     for part in parts:
         stages.begin()
@@ -199,9 +200,9 @@ def _load(
     )
 
 
-def _test_kernels(device: torch.device, vocab: int, dtype: torch.dtype) -> None:
+def _test_kernels(device: torch.device, vocab: int, dtype: torch.dtype, rows: int) -> None:
     """Test the kernels before anything uses them; warn if there are none, or none that work."""
-    why = check_kernels(device, vocab, dtype)
+    why = check_kernels(device, vocab, dtype, rows)
     if why is not None:
         text = f"no Triton kernels, so torch's own operations are used instead (slower): {why}"
         warnings.warn(text, PairWarning, stacklevel=4)

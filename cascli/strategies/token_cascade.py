@@ -115,7 +115,7 @@ class TokenCascade(RuleStrategy):
             token = _from_target(s, d.p, defer).where(defers, ours)
             mass = distributions.mass(d.q, defer)
         s.append(token)
-        with s.clock.paused():
+        with s.clock.observing():
             distances = (
                 distributions.total_variation(pi, d.p),
                 distributions.total_variation(pi, d.q),
@@ -163,7 +163,7 @@ def _numbers_of_detail(
 
     if not s.top:
         return []
-    with s.clock.paused():
+    with s.clock.observing():
         views = detail.Views(q1, distributions.base(logits), distributions.total_variation(p, q))
         tokens = torch.cat([token, ours])
     return [ours, *detail.numbers(s, tokens, torch.zeros_like(tokens), views)]

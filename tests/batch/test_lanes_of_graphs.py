@@ -106,10 +106,24 @@ def test_texts_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert layers[0].capacity == 512
 
 
-def test_step_times_in_batches() -> None:
-    single, three = batch_profiles(taped(LONG), 300, (1, 3), blocks=(1, 5), repeats=1)
+@pytest.mark.parametrize(("blocks", "drafted"), [((1, 5), 4), ((1, 2), 1)])
+def test_step_times_in_batches(blocks: tuple[int, ...], drafted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts are timed as they are decoded: whole ones, and with none of them recorded while the clock runs."""
+    recorded, write = list[int](), GraphReader.write
+
+    def counted(reader: GraphReader, requests: Any) -> Any:
+        graphs = reader.graphs
+        result = write(reader, requests)
+        assert reader.graphs == graphs and {each.write.drawn for each in requests} == {drafted}
+        recorded.append(len(requests))
+        return result
+
+    monkeypatch.setattr(GraphReader, "write", counted)
+    monkeypatch.setattr(StepTest, "failure_of_texts", lambda *_: None)  # it drafts too
+    single, three = batch_profiles(taped(LONG), 300, (1, 3), blocks=blocks, repeats=1)
     assert single.context == three.context == 300 and three.batch_size == 3
-    assert set(three.target) == set(single.target) and set(three.draft) == set(single.draft)
+    assert set(three.target) == set(single.target) and set(three.draft) == set(single.draft) == {1, 2}
+    assert recorded == [3] * len(recorded) and len(recorded) == 2 * 3 * (len({*blocks, 2}) - 1)
 
 
 @pytest.fixture

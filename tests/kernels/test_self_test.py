@@ -320,13 +320,18 @@ def test_sound_steps_pass_whatever_the_size_of_logits(scale: float, dtype_: str,
     assert isinstance(runner, GraphRunner) and why is None
 
 
-@pytest.mark.parametrize("vocab", [5, 700])
+@pytest.mark.parametrize(("vocab", "rows"), [(5, None), (700, 704)])
 def test_sound_kernels_pass(
-    vocab: int, where: torch.device, dtype: torch.dtype, withdrawn: dict[Any, str], monkeypatch: pytest.MonkeyPatch
+    vocab: int,
+    rows: int | None,
+    where: torch.device,
+    dtype: torch.dtype,
+    withdrawn: dict[Any, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if where.type != "cuda":  # the interpreter takes seconds for a round
         monkeypatch.setattr(self_test, "SEEDS", 1)
-    assert check_kernels(where, vocab, dtype) is None and not withdrawn
+    assert check_kernels(where, vocab, dtype, rows) is None and not withdrawn
 
 
 def swapped(verify: Any, *given: Any, **how: Any) -> Tensor:
@@ -343,6 +348,20 @@ def from_other_numbers(draw: Any, logits: Tensor, u: Tensor, **how: Any) -> Any:
     return draw(logits, u=u.flip(0), **how)
 
 
+def of_rows_in_a_row(draw: Any, logits: Tensor, **how: Any) -> Any:
+    """Reads logits as if there were none between those of two rows."""
+    return draw(logits.as_strided(logits.shape, (logits.shape[1], 1)), **how)
+
+
+def first_token_of_none(draw: Any, logits: Tensor, *, with_base: bool, **how: Any) -> Any:
+    tokens, *more = draw(logits, with_base=with_base, **how)
+    return tokens if with_base else torch.zeros_like(tokens), *more
+
+
+def least_likely(draw: Any, logits: Tensor, temperature: float, **how: Any) -> Any:
+    return draw(logits if temperature else -logits, temperature=temperature, **how)
+
+
 def bonus_from_the_draft(verify: Any, logits: Tensor, tokens: Tensor, q: Tensor, *more: Any, **how: Any) -> Tensor:
     numbers = verify(logits, tokens, q, *more, **how)
     row = int(numbers[8, 0])
@@ -355,6 +374,9 @@ BROKEN = {
     "temperature": ("draws.draw", at_another_temperature, "drafts have other distributions"),
     "numbers of a draw": ("draws.draw", from_other_numbers, "drafts are not drawn from their distributions"),
     "numbers of a test": ("verification.verify", swapped, "of 5 drafts"),
+    "places of rows": ("draws.draw", of_rows_in_a_row, "drafts have other distributions"),
+    "draws without a base": ("draws.draw", first_token_of_none, "drafts are not drawn from their distributions"),
+    "greedy draws": ("draws.draw", least_likely, "drafts have other distributions"),
     "bonus": ("verification.verify", bonus_from_the_draft, "the token after the kept drafts"),
     "crash": ("verification.verify", no_compiler, "PassManager::run failed"),
 }
@@ -366,7 +388,7 @@ def test_kernels_that_fail_are_withdrawn(
 ) -> None:
     name, change, why = BROKEN[bug]
     replaced(monkeypatch, name, change)
-    found = check_kernels(where, 700, torch.float32)
+    found = check_kernels(where, 700, torch.float32, 703)
     assert found is not None and found.startswith("their self-test failed: ") and why in found
     assert withdrawn == {where: found}
 

@@ -25,13 +25,16 @@ class GraphCache:
     valid until the next call with its key, even if other graphs are replayed in the meantime.
     """
 
-    def __init__(self, capture: Capture | None = None, most: int = 64) -> None:
+    def __init__(self, capture: Capture | None = None, most: int = 64, *, compiles: bool = False) -> None:
         """Keep at most `most` graphs: a sweep has a rule per alpha, and each graph keeps a round's distributions.
 
-        Without a `capture`, nothing is ever captured, and every function is called directly.
+        Without a `capture`, nothing is ever captured, and every function is called directly. With `compiles`, what
+        would have been captured is called once then, because the kernels of functions are compiled at their first call.
         """
         self._capture = capture
         self._most = most
+        self._compiles = compiles
+        self._called: set[Hashable] = set()
         self.seconds = 0.0
         """Time spent on capturing so far."""
         self._graphs: dict[Hashable, tuple[list[Tensor], Callable[[], Any]]] = {}
@@ -45,6 +48,11 @@ class GraphCache:
     def captures(self) -> bool:
         """Whether this cache captures graphs at all."""
         return self._capture is not None
+
+    @property
+    def prepares(self) -> bool:
+        """Whether `capture` does anything, so that it is worth the example inputs."""
+        return self.captures or self._compiles
 
     def run(self, key: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
         """Return the result of `function(*inputs)`, valid until the next call with this key.
@@ -63,15 +71,24 @@ class GraphCache:
         return cast(Result, replay())
 
     def capture(self, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> bool:
-        """Capture a call, with these tensors as example inputs; returns whether there is a new graph."""
+        """Capture a call, or only make it; `inputs` are examples. Returns whether it had not been done before."""
         full_key = _full_key(key, inputs)
-        if self._capture is None or full_key in self._graphs:
+        if self._capture is None:
+            return self._call(full_key, function, *inputs)
+        if full_key in self._graphs:
             return False
         if len(self._graphs) >= self._most:
             self.clear()
         start = time.perf_counter()
         self._graphs[full_key] = _captured(self._capture, function, inputs)
         self.seconds += time.perf_counter() - start
+        return True
+
+    def _call(self, full_key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> bool:
+        if not self._compiles or full_key in self._called:
+            return False
+        self._called.add(full_key)
+        function(*inputs)
         return True
 
     def clear(self) -> None:

@@ -48,7 +48,7 @@ Sound steps of the embedded models in bfloat16, on a CPU, exceeded it up to 1.2 
 """
 LEAST = {torch.float32: 0.01, torch.float16: 0.01, torch.bfloat16: 0.06}
 """Relative differences that always pass, by precision."""
-SAMPLINGS = (Sampling(1.0), Sampling(0.9, top_k=20, top_p=0.9))
+SAMPLINGS = (Sampling(1.0), Sampling(0.9, top_k=20, top_p=0.9), Sampling(0.0))
 """Few tokens, so that rounding hardly ever decides which is the last one that top-p keeps."""
 UNREAD = 2
 """Tokens that a draft reads first, as after a round whose drafts were all kept."""
@@ -61,8 +61,14 @@ SLACK = 1e-4
 """Share of the mass by which two sums over a vocabulary may differ."""
 
 
-def check_kernels(device: torch.device, vocab: int, dtype: torch.dtype) -> str | None:
+def check_kernels(device: torch.device, vocab: int, dtype: torch.dtype, rows: int | None = None) -> str | None:
     """Test draws and rounds over a vocabulary; no kernels are used on the device from then on if they fail.
+
+    Args:
+        device: a GPU.
+        vocab: number of logits per row that stand for tokens.
+        dtype: of the logits.
+        rows: number of logits per row that the output matrix computes; those beyond `vocab` are not read.
 
     Returns:
         Why there are no kernels, worded for the user; None if they passed.
@@ -72,7 +78,7 @@ def check_kernels(device: torch.device, vocab: int, dtype: torch.dtype) -> str |
     """
     why = kernels.missing(device)
     if why is None:
-        why = _failure(device, lambda: _wrong_rounds(device, vocab, dtype))
+        why = _failure(device, lambda: _wrong_rounds(device, vocab, dtype, rows or vocab))
         if why is not None:
             kernels.withdraw(device, f"their self-test failed: {why}")
     return kernels.missing(device)
@@ -320,7 +326,7 @@ def _require_working(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def _wrong_rounds(device: torch.device, vocab: int, dtype: torch.dtype) -> str | None:
+def _wrong_rounds(device: torch.device, vocab: int, dtype: torch.dtype, rows: int) -> str | None:
     from cascli.kernels import draws
     from cascli.kernels.verification import EXACT, FusedRule, verify
 
@@ -334,13 +340,15 @@ def _wrong_rounds(device: torch.device, vocab: int, dtype: torch.dtype) -> str |
         for seed in range(SEEDS):
             uniforms = Uniforms(seed, BLOCK + 2, device)
             u, u_accept, u_next = uniforms.draw(0, BLOCK), uniforms.accept(0, BLOCK), uniforms.residual(0, BLOCK + 1)
-            tokens, ours, ours_at_1, _ = draws.draw(draft.to(device), u=u, with_base=True, **asdict(sampling))
-            if tokens is None or _apart(ours, q) or _apart(ours_at_1, q1):
+            logits = _padded(draft.to(device), rows)
+            tokens, ours, ours_at_1, _ = draws.draw(logits, u=u, with_base=True, **asdict(sampling))
+            again, alone, _, _ = draws.draw(logits, u=u, with_base=False, **asdict(sampling))
+            if tokens is None or again is None or _apart(ours, q) or _apart(ours_at_1, q1) or _apart(alone, q):
                 return "drafts have other distributions than torch's operations compute"
             drafted = tokens.cpu()
-            if not all(map(_is_draw, q, drafted.tolist(), u.tolist())):
+            if not torch.equal(again, tokens) or not all(map(_is_draw, q, drafted.tolist(), u.tolist())):
                 return "drafts are not drawn from their distributions"
-            given = target.to(device), tokens, ours, ours_at_1, u_accept, u_next
+            given = _padded(target.to(device), rows), tokens, ours, ours_at_1, u_accept, u_next
             numbers = verify(*given, rule=FusedRule(EXACT), **asdict(sampling))
             found = RoundFacts.of(numbers.flatten().tolist())
             kept = int(verify_block(p, q, drafted, u_accept.cpu(), u_next.cpu()).num_accepted)
@@ -350,6 +358,14 @@ def _wrong_rounds(device: torch.device, vocab: int, dtype: torch.dtype) -> str |
             if not _is_draw(next_law, found.next_id, float(u_next[kept])):
                 return "the token after the kept drafts is not drawn from its distribution"
     return None
+
+
+def _padded(logits: Tensor, rows: int) -> Tensor:
+    """Logits `[n, V]` as a view of rows of the output matrix's length, as a model returns them."""
+    longer = logits.new_full((logits.shape[0], max(rows, logits.shape[1])), torch.nan)
+    view = longer[:, : logits.shape[1]]
+    view.copy_(logits)
+    return view
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> bool:
