@@ -187,11 +187,13 @@ def asked(*arguments: Any, document: int = 0) -> Instance:
 
 
 def test_a_likelihood_reports_whether_the_target_would_write_the_text(own: Pair) -> None:
-    """The greedy flag is for all tokens, and a space before the continuation belongs to it."""
+    """The greedy flag is for all tokens, and spaces before the continuation belong to it, even all of a context."""
     written = generate(own, "hello", strategy="target", raw=True, temperature=0.0, max_new_tokens=6)
     text = own.tokenizer.decode(written.token_ids[:3])
     assert own.tokenizer(text)["input_ids"] == written.token_ids[:3], "choose a prompt whose answer is text"
-    found = model(own).loglikelihood([asked("hello", text), asked("hello ", "x"), asked("hello", " x"), asked("", "a")])
+    found = model(own).loglikelihood(
+        [asked("hello", text), asked("hello ", "x"), asked("hello", " x"), asked("", "a"), asked("  ", "b")]
+    )
     assert [greedy for _, greedy in found] == [_by_hand(own, *each)[1] for each in _pairs(text)]
     assert found[0][1] is True
     assert [total for total, _ in found] == pytest.approx([_by_hand(own, *each)[0] for each in _pairs(text)], abs=1e-4)
@@ -199,7 +201,7 @@ def test_a_likelihood_reports_whether_the_target_would_write_the_text(own: Pair)
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    return [("hello", text), ("hello", " x"), ("hello", " x"), ("", "a")]
+    return [("hello", text), ("hello", " x"), ("hello", " x"), ("", "a"), ("", "  b")]
 
 
 def test_an_encoder_decoder_scores_the_whole_continuation_and_nothing_more() -> None:

@@ -204,7 +204,8 @@ class StrategyModel(TemplateLM):
         reader = Reader(self._pair.target)
         answers = []
         for texts, context, continuation in requests:
-            prompt = self._truncate_prompt(context, len(continuation) - 1, written=False)
+            # A context of spaces is empty too, since they have been moved to the continuation.
+            prompt = self._truncate_prompt(context or [self.prefix_token_id], len(continuation) - 1, written=False)
             key = tuple(prompt), tuple(continuation)
             if key not in self._likelihoods:
                 self._likelihoods[key] = reader(prompt, continuation)
