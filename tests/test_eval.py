@@ -373,7 +373,7 @@ def test_errors_of_lm_eval_are_reported_in_at_most_two_lines(folder: Path, tmp_p
     _with(folder, tmp_path, "own_absent", dataset_path="nobody/nothing", dataset_kwargs={})
     _with(folder, tmp_path, "own_code", unsafe_code=True)
     for name, code, words in (
-        ("own_absent", 3, "documents of a task cannot be loaded"),
+        ("own_absent", 3, "documents of task own_absent cannot be loaded"),
         ("own_code", 2, "--unsafe-code-execution"),
     ):
         refused = cascli("--tasks", name, "--include-path", str(tmp_path), "-s", "target", "--offline")
@@ -391,9 +391,13 @@ def test_errors_of_lm_eval_are_reported_in_at_most_two_lines(folder: Path, tmp_p
         {"metric_list": ["exact_match"]},
         {"generation_kwargs": ["until"]},
         {"generation_kwargs": {"until": 5}},
+        {"generation_kwargs": {"until": [["x"]]}},
+        {"generation_kwargs": {"until": ["x"], "temperature": -1.0}},
         {"generation_kwargs": {"until": ["x"], "temperature": "hot", "do_sample": True}},
         {"generation_kwargs": {"until": ["x"], "max_gen_toks": "many"}},
         {"filter_list": [{"name": "x", "filter": [{"function": "no-such"}]}]},
+        {"filter_list": [{"name": "x", "filter": [{"function": "regex", "regex_pattern": "("}]}]},
+        {"filter_list": [{"name": "x", "filter": [{"function": "take_first_k", "k": 9}]}]},
         {"test_split": "nowhere"},
         {"output_type": "guess"},
     ],
@@ -404,17 +408,62 @@ def test_a_malformed_task_is_reported_in_at_most_two_lines(
 ) -> None:
     _with(folder, tmp_path, "own_malformed", **change)
     refused = cascli("--tasks", "own_malformed", "--include-path", str(tmp_path), "-s", "target", "--limit", "1")
-    assert refused.exit_code in (2, 3) and "unexpected" not in refused.stderr, refused.stderr
+    assert refused.exit_code == 2 and "cascli: task own_malformed: " in refused.stderr, refused.stderr
     assert len(refused.stderr.strip().splitlines()) <= 2 and "Traceback" not in refused.output
 
 
-def test_a_bug_of_our_own_is_not_blamed_on_the_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("assert False", 2),
+        ("unknown", 2),
+        ("next(iter([]))", 2),
+        ("raise SystemExit(3)", 2),
+        ("raise RuntimeError('x')", 2),
+        ("open('no-such-file')", 3),
+    ],
+)
+def test_mistakes_in_a_tasks_python_name_the_task(folder: Path, tmp_path: Path, line: str, code: int) -> None:
+    (tmp_path / "utils.py").write_text(f"def judged(doc, results):\n    {line}\n")
+    for name in ("own_first", "own_last"):
+        _with(folder, tmp_path, name)
+    _with(folder, tmp_path, "own_mistaken", process_results="!function utils.judged")
+    file = tmp_path / "own_mistaken.yaml"
+    file.write_text(file.read_text().replace("'!function utils.judged'", "!function utils.judged"))
+    tasks = ("--tasks", "own_first,own_mistaken,own_last", "--include-path", str(tmp_path))
+    refused = cascli(*tasks, "-s", "target", "--limit", "1")
+    assert refused.exit_code == code and "cascli: task own_mistaken: " in refused.stderr, refused.stderr
+    assert len(refused.stderr.strip().splitlines()) <= 2 and refused.stdout == ""
+
+
+def test_documents_that_cannot_be_read_are_reported_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("hello {")
+    kwargs = {"data_files": {"test": str(tmp_path / "data.jsonl")}, "cache_dir": str(tmp_path / "cache")}
+    _with(folder, tmp_path, "own_damaged", dataset_kwargs=kwargs)
+    refused = cascli("--tasks", "own_damaged", "--include-path", str(tmp_path), "-s", "target")
+    assert refused.exit_code == 3 and "documents of task own_damaged cannot be loaded: " in refused.stderr
+    assert "JSON parse error" in refused.stderr.splitlines()[-1]
+
+
+def test_the_name_of_a_task_must_be_text(folder: Path, tmp_path: Path) -> None:
+    for name in ("own_named", "5"):
+        _with(folder, tmp_path, name)
+    file = tmp_path / "5.yaml"
+    file.write_text(file.read_text().replace("task: '5'", "task: 5"))
+    refused = cascli("--tasks", "own_named", "--include-path", str(tmp_path), "-s", "target")
+    assert refused.exit_code == 2 and "the name of a task, group or tag is not a text" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError])
+def test_a_bug_of_our_own_is_not_blamed_on_the_task(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
     def answers(*_: object) -> None:
-        raise TypeError("ours")
+        raise kind("ours")
 
     monkeypatch.setattr("cascli.evaluation.model.StrategyModel._answers", answers)
     ended = cascli("--tasks", "own_answers", "--include-path", str(folder), "-s", "target", "--limit", "1")
-    assert ended.exit_code == 3 and "unexpected TypeError: ours" in ended.stderr, ended.stderr
+    assert ended.exit_code == 3 and f"unexpected {kind.__name__}: ours" in ended.stderr, ended.stderr
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ class StrategyModel(TemplateLM):
         context, settings = request.args
         try:
             generation = Generation.of(settings, self._given)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, UsageError) as error:
             raise UsageError(f"task {request.task_name}: generation_kwargs: {first_line(error)}") from error
         self._notes.not_honoured |= {f"{request.task_name}: {each}" for each in generation.not_honoured}
         return Request(
