@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -202,6 +204,33 @@ def test_a_score_that_is_not_a_number_is_none() -> None:
     assert [(each.metric, each.value, each.stderr) for each in task.scores] == [
         ("f1", None, None), ("acc", 1.0, None), ("bleu", None, None),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [bool, np.float32, np.int64, np.bool_, np.array, torch.tensor])
+def test_a_score_may_be_a_number_of_numpy_or_torch(kind: Callable[[int], Any]) -> None:
+    samples = [
+        {"doc_id": place, "filter": "none", "metrics": ["acc"], "acc": kind(right)}
+        for place, right in enumerate((1, 0))
+    ]
+    found = {
+        "results": {"own": {"acc,none": kind(1), "acc_stderr,none": kind(0)}},
+        "configs": {"own": {"output_type": "generate_until"}},
+        "samples": {"own": samples},
+    }
+    mains = {"own": main_metric(found, "own")}
+    assert mains == {"own": ("acc", "none")}
+    cell = Cell(strategy="target", temperature=0.0, seed=0)
+    records = [Record(cell=cell, problem=str(place), category="own") for place in range(2)]
+    assert [record.quality for record in with_quality(records, found, mains)] == [1.0, 0.0]
+    [task] = evaluated_tasks({"target": without_samples(found, mains)}, [])
+    assert [(each.value, each.stderr) for each in task.scores] == [(1.0, 0.0)]
+
+
+def test_a_score_that_a_strategy_lacks_for_a_document_is_none() -> None:
+    samples = [{"doc_id": 0, "filter": "none", "metrics": ["other"], "other": 1.0}]
+    record = Record(cell=Cell(strategy="draft", temperature=0.0, seed=0), problem="0", category="own")
+    [judged] = with_quality([record], {"samples": {"own": samples}}, {"own": ("acc", "none")})
+    assert judged.quality is None
 
 
 def test_a_group_with_written_answers_lists_every_strategy() -> None:

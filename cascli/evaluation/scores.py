@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from statistics import fmean
 from typing import Any
 
@@ -37,18 +38,22 @@ def main_metric(results: EvalResults, task: str) -> MainMetric:
     """Return the first metric of a task whose scores of single documents are between 0 and 1, and the first filter."""
     for sample in results["samples"].get(task, ())[:1]:
         for metric in sample.get("metrics", ()):
-            values = [each.get(metric) for each in results["samples"][task] if each["filter"] == sample["filter"]]
-            if all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
+            scored = [each for each in results["samples"][task] if each["filter"] == sample["filter"]]
+            values = [_number(each.get(metric)) for each in scored]
+            if all(value is not None and 0 <= value <= 1 for value in values):
                 return metric, sample["filter"]
     return None
 
 
 def _qualities(results: EvalResults, task: str, main: MainMetric) -> dict[str, float]:
-    """Return each document's score, averaged over its repeats; empty if a score is outside of 0 to 1."""
+    """Return each document's score, averaged over its repeats; empty if one is missing or outside of 0 to 1."""
     scores: dict[str, list[float]] = defaultdict(list)
     for sample in results["samples"][task] if main is not None else ():
         if main is not None and sample["filter"] == main[1]:
-            scores[str(sample["doc_id"])].append(float(sample[main[0]]))
+            value = _number(sample.get(main[0]))
+            if value is None:
+                return {}
+            scores[str(sample["doc_id"])].append(value)
     means = {document: fmean(values) for document, values in scores.items()}
     return means if all(0 <= value <= 1 for value in means.values()) else {}
 
@@ -99,5 +104,7 @@ def _scores(spec: str, results: Mapping[str, Any]) -> list[Score]:
 
 
 def _number(value: object) -> float | None:
-    """Return a number, or None if there is none: lm-evaluation-harness then has N/A, and some metrics NaN."""
-    return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
+    """Return a number of Python, NumPy or torch, or None: lm-evaluation-harness may have N/A, and some metrics NaN."""
+    if getattr(value, "ndim", None) == 0:  # torch's numbers and NumPy's truth values are no numbers of Python
+        value = value.item()  # type: ignore[attr-defined]
+    return float(value) if isinstance(value, Real) and not math.isnan(value) else None
