@@ -358,6 +358,14 @@ def test_folders_may_be_strings(own: Pair, folder: Path, tmp_path: Path) -> None
     assert (place / "eval.json").is_file()
 
 
+def test_the_samples_of_every_task_are_kept(own: Pair, folder: Path, tmp_path: Path) -> None:
+    for name in ("own a", "own_a"):
+        _with(folder, tmp_path, name)
+    place = tmp_path / "out"
+    evaluate(own, ["own a", "own_a"], [parse("target")], output=place, include_path=tmp_path, limit=1)
+    assert len(list((place / "target").glob("samples_own_a*.jsonl"))) == 2
+
+
 def _with(folder: Path, place: Path, name: str, **more: Any) -> None:
     """Write the task with written answers under another name, with changes."""
     task = yaml.safe_load((folder / "own_answers.yaml").read_text())

@@ -19,7 +19,7 @@ from cascli import Pair, generate
 from cascli.cli.app import app
 from cascli.cli.common import requested_settings
 from cascli.evaluation.generation import Generation
-from cascli.evaluation.run import folder_name
+from cascli.evaluation.run import file_names, folder_name
 from cascli.evaluation.scores import evaluated_tasks, main_metric, with_quality, without_samples
 from cascli.evaluation.table import EvaluatedTask, Evaluation, Score
 from cascli.render.console import Screen
@@ -276,6 +276,16 @@ def test_all_strategies_are_scored_by_the_metric_of_the_first() -> None:
 def test_folders_are_named_after_strategies() -> None:
     assert folder_name("speculative-cascade:rule=opt,alpha=0.3,k=4") == "speculative-cascade_rule=opt_alpha=0.3_k=4"
     assert folder_name("../x") == ".._x"
+
+
+def test_tasks_do_not_share_a_file() -> None:
+    """Whatever their order; a task whose name can be that of a file keeps it."""
+    assert file_names(["a b", "a_b", "a/b", "a_b-2"]) == {
+        "a_b": "a_b",
+        "a_b-2": "a_b-2",
+        "a b": "a_b-3",
+        "a/b": "a_b-4",
+    }
 
 
 def test_without_lm_eval_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
