@@ -112,7 +112,7 @@ def test_scores_are_computed_from_each_strategys_own_answers(
     result, out = done
     assert result.exit_code == 0, result.output
     document = json.loads((out / "eval.json").read_text())
-    assert document["schema"] == "cascli.eval/1.2" and document["strategies"] == SPECS
+    assert document["schema"] == "cascli.eval/1.3" and document["strategies"] == SPECS
     answers, choices, texts = document["tasks"]
     right = [json.loads(line)["answer"] for line in (folder / "data.jsonl").read_text().splitlines()]
     for spec, score, row in zip(SPECS, answers["scores"], answers["rows"], strict=True):
@@ -451,6 +451,12 @@ def test_documents_that_cannot_be_read_are_reported_with_the_reason(folder: Path
     refused = cascli("--tasks", "own_damaged", "--include-path", str(tmp_path), "-s", "target")
     assert refused.exit_code == 3 and "documents of task own_damaged cannot be loaded: " in refused.stderr
     assert "JSON parse error" in refused.stderr.splitlines()[-1]
+
+
+def test_a_group_without_tasks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own_group.yaml").write_text(yaml.safe_dump({"group": "own_group", "task": []}))
+    refused = cascli("--tasks", "own_group", "--include-path", str(tmp_path), "-s", "target")
+    assert refused.exit_code == 2 and "task own_group: this is a group or tag without any tasks" in refused.stderr
 
 
 def test_the_name_of_a_task_must_be_text(folder: Path, tmp_path: Path) -> None:

@@ -142,6 +142,8 @@ def _set_up(manager: Any, names: Sequence[str]) -> list[Any]:
     for name in manager.match_tasks(list(names)):
         with _reported(name):
             loaded = manager.load([name])
+            if not loaded["tasks"]:
+                raise UsageError(f"task {name}: this is a group or tag without any tasks.")
         groups = list(loaded["groups"].values())  # the group of this name first; a tag is several tasks
         found += groups[:1] or loaded["tasks"].values()
     return found
