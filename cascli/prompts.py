@@ -42,19 +42,27 @@ def prompts_in(text: str, name: str, limit: int | None = None) -> list[Prompt]:
     """
     lines = text.removeprefix("\ufeff").split("\n")
     located = [(line, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    prompts = [_parse(line, where, place) for place, (line, where) in enumerate(located, 1)]
+    parsed = [_parse(line, where, place) for place, (line, where) in enumerate(located, 1)]
+    prompts = [prompt for prompt, _ in parsed]
     if not prompts:
         raise UsageError(f"{name}: no prompts found; expected one JSON object per line with 'prompt' or 'turns'")
-    _check_ids(prompts, [where for _, where in located])
+    _check_ids(parsed, [where for _, where in located])
     return prompts[:limit]
 
 
-def _check_ids(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
-    for prompt, where in zip(prompts, places, strict=True):
-        if prompt.id in seen:
-            raise UsageError(f"{where}: two prompts have the id '{prompt.id}' (the other: {seen[prompt.id]})")
-        seen[prompt.id] = where
+def _check_ids(parsed: Sequence[tuple[Prompt, bool]], places: Sequence[str]) -> None:
+    seen: dict[str, tuple[str, bool]] = {}
+    for (prompt, named), where in zip(parsed, places, strict=True):
+        other, other_named = seen.setdefault(prompt.id, (where, named))
+        if other == where:
+            continue
+        if named and other_named:
+            raise UsageError(f"{where}: two prompts have the id '{prompt.id}' (the other: {other})")
+        without, other = (where, other) if other_named else (other, where)
+        raise UsageError(
+            f"{without}: this prompt has no id, so its position is its id, but {other} has the id '{prompt.id}'.\n"
+            "Give every prompt an id, or none."
+        )
 
 
 def builtin() -> list[Prompt]:
@@ -92,11 +100,13 @@ def _kinds(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
     return list(kinds.values())
 
 
-def _parse(line: str, where: str, place: int) -> Prompt:
+def _parse(line: str, where: str, place: int) -> tuple[Prompt, bool]:
+    """Parse a line; return the prompt, and whether its id is its own, or its place in the file."""
     data = json_of(line, where)
     if not isinstance(data, dict) or not ({"prompt", "turns"} & data.keys()):
         raise UsageError(f"{where}: expected an object with 'prompt' or 'turns'")
     turns = _turns(data.pop("prompt", None), data.pop("turns", None), where)
+    named = bool({"question_id", "id"} & data.keys())
     name = data.pop("question_id", data.pop("id", place))
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise UsageError(f"{where}: an id must be a string or an integer (got {printed(name)})")
@@ -107,7 +117,7 @@ def _parse(line: str, where: str, place: int) -> Prompt:
     except UnicodeEncodeError as error:
         half = ascii(error.object[error.start])
         raise UsageError(f"{where}: {half} is half of a surrogate pair, not a character") from None
-    return Prompt(tuple(turns), str(name), category, data)
+    return Prompt(tuple(turns), str(name), category, data), named
 
 
 def _turns(prompt: object, turns: object, where: str) -> list[str]:

@@ -112,7 +112,7 @@ def test_scores_are_computed_from_each_strategys_own_answers(
     result, out = done
     assert result.exit_code == 0, result.output
     document = json.loads((out / "eval.json").read_text())
-    assert document["schema"] == "cascli.eval/1.2" and document["strategies"] == SPECS
+    assert document["schema"] == "cascli.eval/1.3" and document["strategies"] == SPECS
     answers, choices, texts = document["tasks"]
     right = [json.loads(line)["answer"] for line in (folder / "data.jsonl").read_text().splitlines()]
     for spec, score, row in zip(SPECS, answers["scores"], answers["rows"], strict=True):
@@ -187,11 +187,13 @@ def asked(*arguments: Any, document: int = 0) -> Instance:
 
 
 def test_a_likelihood_reports_whether_the_target_would_write_the_text(own: Pair) -> None:
-    """The greedy flag is for all tokens, and a space before the continuation belongs to it."""
+    """The greedy flag is for all tokens, and spaces before the continuation belong to it, even all of a context."""
     written = generate(own, "hello", strategy="target", raw=True, temperature=0.0, max_new_tokens=6)
     text = own.tokenizer.decode(written.token_ids[:3])
     assert own.tokenizer(text)["input_ids"] == written.token_ids[:3], "choose a prompt whose answer is text"
-    found = model(own).loglikelihood([asked("hello", text), asked("hello ", "x"), asked("hello", " x"), asked("", "a")])
+    found = model(own).loglikelihood(
+        [asked("hello", text), asked("hello ", "x"), asked("hello", " x"), asked("", "a"), asked("  ", "b")]
+    )
     assert [greedy for _, greedy in found] == [_by_hand(own, *each)[1] for each in _pairs(text)]
     assert found[0][1] is True
     assert [total for total, _ in found] == pytest.approx([_by_hand(own, *each)[0] for each in _pairs(text)], abs=1e-4)
@@ -199,7 +201,7 @@ def test_a_likelihood_reports_whether_the_target_would_write_the_text(own: Pair)
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    return [("hello", text), ("hello", " x"), ("hello", " x"), ("", "a")]
+    return [("hello", text), ("hello", " x"), ("hello", " x"), ("", "a"), ("", "  b")]
 
 
 def test_an_encoder_decoder_scores_the_whole_continuation_and_nothing_more() -> None:
@@ -356,6 +358,14 @@ def test_folders_may_be_strings(own: Pair, folder: Path, tmp_path: Path) -> None
     assert (place / "eval.json").is_file()
 
 
+def test_the_samples_of_every_task_are_kept(own: Pair, folder: Path, tmp_path: Path) -> None:
+    for name in ("own a", "own_a"):
+        _with(folder, tmp_path, name)
+    place = tmp_path / "out"
+    evaluate(own, ["own a", "own_a"], [parse("target")], output=place, include_path=tmp_path, limit=1)
+    assert len(list((place / "target").glob("samples_own_a*.jsonl"))) == 2
+
+
 def _with(folder: Path, place: Path, name: str, **more: Any) -> None:
     """Write the task with written answers under another name, with changes."""
     task = yaml.safe_load((folder / "own_answers.yaml").read_text())
@@ -371,7 +381,7 @@ def test_errors_of_lm_eval_are_reported_in_at_most_two_lines(folder: Path, tmp_p
     _with(folder, tmp_path, "own_absent", dataset_path="nobody/nothing", dataset_kwargs={})
     _with(folder, tmp_path, "own_code", unsafe_code=True)
     for name, code, words in (
-        ("own_absent", 3, "documents of a task cannot be loaded"),
+        ("own_absent", 3, "documents of task own_absent cannot be loaded"),
         ("own_code", 2, "--unsafe-code-execution"),
     ):
         refused = cascli("--tasks", name, "--include-path", str(tmp_path), "-s", "target", "--offline")
@@ -389,9 +399,13 @@ def test_errors_of_lm_eval_are_reported_in_at_most_two_lines(folder: Path, tmp_p
         {"metric_list": ["exact_match"]},
         {"generation_kwargs": ["until"]},
         {"generation_kwargs": {"until": 5}},
+        {"generation_kwargs": {"until": [["x"]]}},
+        {"generation_kwargs": {"until": ["x"], "temperature": -1.0}},
         {"generation_kwargs": {"until": ["x"], "temperature": "hot", "do_sample": True}},
         {"generation_kwargs": {"until": ["x"], "max_gen_toks": "many"}},
         {"filter_list": [{"name": "x", "filter": [{"function": "no-such"}]}]},
+        {"filter_list": [{"name": "x", "filter": [{"function": "regex", "regex_pattern": "("}]}]},
+        {"filter_list": [{"name": "x", "filter": [{"function": "take_first_k", "k": 9}]}]},
         {"test_split": "nowhere"},
         {"output_type": "guess"},
     ],
@@ -402,17 +416,68 @@ def test_a_malformed_task_is_reported_in_at_most_two_lines(
 ) -> None:
     _with(folder, tmp_path, "own_malformed", **change)
     refused = cascli("--tasks", "own_malformed", "--include-path", str(tmp_path), "-s", "target", "--limit", "1")
-    assert refused.exit_code in (2, 3) and "unexpected" not in refused.stderr, refused.stderr
+    assert refused.exit_code == 2 and "cascli: task own_malformed: " in refused.stderr, refused.stderr
     assert len(refused.stderr.strip().splitlines()) <= 2 and "Traceback" not in refused.output
 
 
-def test_a_bug_of_our_own_is_not_blamed_on_the_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("assert False", 2),
+        ("unknown", 2),
+        ("next(iter([]))", 2),
+        ("raise SystemExit(3)", 2),
+        ("raise RuntimeError('x')", 2),
+        ("open('no-such-file')", 3),
+    ],
+)
+def test_mistakes_in_a_tasks_python_name_the_task(folder: Path, tmp_path: Path, line: str, code: int) -> None:
+    (tmp_path / "utils.py").write_text(f"def judged(doc, results):\n    {line}\n")
+    for name in ("own_first", "own_last"):
+        _with(folder, tmp_path, name)
+    _with(folder, tmp_path, "own_mistaken", process_results="!function utils.judged")
+    file = tmp_path / "own_mistaken.yaml"
+    file.write_text(file.read_text().replace("'!function utils.judged'", "!function utils.judged"))
+    tasks = ("--tasks", "own_first,own_mistaken,own_last", "--include-path", str(tmp_path))
+    refused = cascli(*tasks, "-s", "target", "--limit", "1")
+    assert refused.exit_code == code and "cascli: task own_mistaken: " in refused.stderr, refused.stderr
+    assert len(refused.stderr.strip().splitlines()) <= 2 and refused.stdout == ""
+
+
+def test_documents_that_cannot_be_read_are_reported_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("hello {")
+    kwargs = {"data_files": {"test": str(tmp_path / "data.jsonl")}, "cache_dir": str(tmp_path / "cache")}
+    _with(folder, tmp_path, "own_damaged", dataset_kwargs=kwargs)
+    refused = cascli("--tasks", "own_damaged", "--include-path", str(tmp_path), "-s", "target")
+    assert refused.exit_code == 3 and "documents of task own_damaged cannot be loaded: " in refused.stderr
+    assert "JSON parse error" in refused.stderr.splitlines()[-1]
+
+
+def test_a_group_without_tasks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own_group.yaml").write_text(yaml.safe_dump({"group": "own_group", "task": []}))
+    refused = cascli("--tasks", "own_group", "--include-path", str(tmp_path), "-s", "target")
+    assert refused.exit_code == 2 and "task own_group: this is a group or tag without any tasks" in refused.stderr
+
+
+def test_the_name_of_a_task_must_be_text(folder: Path, tmp_path: Path) -> None:
+    for name in ("own_named", "5"):
+        _with(folder, tmp_path, name)
+    file = tmp_path / "5.yaml"
+    file.write_text(file.read_text().replace("task: '5'", "task: 5"))
+    refused = cascli("--tasks", "own_named", "--include-path", str(tmp_path), "-s", "target")
+    assert refused.exit_code == 2 and "the name of a task, group or tag is not a text" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError])
+def test_a_bug_of_our_own_is_not_blamed_on_the_task(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
     def answers(*_: object) -> None:
-        raise TypeError("ours")
+        raise kind("ours")
 
     monkeypatch.setattr("cascli.evaluation.model.StrategyModel._answers", answers)
     ended = cascli("--tasks", "own_answers", "--include-path", str(folder), "-s", "target", "--limit", "1")
-    assert ended.exit_code == 3 and "unexpected TypeError: ours" in ended.stderr, ended.stderr
+    assert ended.exit_code == 3 and f"unexpected {kind.__name__}: ours" in ended.stderr, ended.stderr
 
 
 @pytest.mark.slow

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,7 +19,7 @@ from cascli import Pair, generate
 from cascli.cli.app import app
 from cascli.cli.common import requested_settings
 from cascli.evaluation.generation import Generation
-from cascli.evaluation.run import folder_name
+from cascli.evaluation.run import file_names, folder_name
 from cascli.evaluation.scores import evaluated_tasks, main_metric, with_quality, without_samples
 from cascli.evaluation.table import EvaluatedTask, Evaluation, Score
 from cascli.render.console import Screen
@@ -197,27 +199,93 @@ def test_a_score_that_is_not_a_number_is_none() -> None:
     found = {
         "own": {"alias": "own", "f1,none": math.nan, "f1_stderr,none": math.nan, "acc,none": 1, "bleu,none": "N/A"}
     }
-    configs = {"own": {"output_type": "loglikelihood"}}
-    [task] = evaluated_tasks({"target": {"results": found, "configs": configs, "main_metrics": {}}}, [])
+    results = {"results": found, "configs": {"own": {"output_type": "loglikelihood"}}, "samples": {}}
+    [task] = evaluated_tasks({"target": without_samples(results, {})}, [])
     assert [(each.metric, each.value, each.stderr) for each in task.scores] == [
         ("f1", None, None), ("acc", 1.0, None), ("bleu", None, None),
     ]  # fmt: skip
 
 
-def test_a_group_with_written_answers_lists_every_strategy() -> None:
-    """What the target's likelihoods contribute is the same for all of them, and the answers are not."""
-    mixed = {"alias": "mixed", "acc,none": 0.5}
+@pytest.mark.parametrize("kind", [bool, np.float32, np.int64, np.bool_, np.array, torch.tensor])
+def test_a_score_may_be_a_number_of_numpy_or_torch(kind: Callable[[int], Any]) -> None:
+    samples = [
+        {"doc_id": place, "filter": "none", "metrics": ["acc"], "acc": kind(right)}
+        for place, right in enumerate((1, 0))
+    ]
+    found = {
+        "results": {"own": {"acc,none": kind(1), "acc_stderr,none": kind(0)}},
+        "configs": {"own": {"output_type": "generate_until"}},
+        "samples": {"own": samples},
+    }
+    mains = {"own": main_metric(found, "own")}
+    assert mains == {"own": ("acc", "none")}
+    cell = Cell(strategy="target", temperature=0.0, seed=0)
+    records = [Record(cell=cell, problem=str(place), category="own") for place in range(2)]
+    assert [record.quality for record in with_quality(records, found, mains)] == [1.0, 0.0]
+    [task] = evaluated_tasks({"target": without_samples(found, mains)}, [])
+    assert [(each.value, each.stderr) for each in task.scores] == [(1.0, 0.0)]
+
+
+def test_a_score_that_a_strategy_lacks_for_a_document_is_none() -> None:
+    samples = [{"doc_id": 0, "filter": "none", "metrics": ["other"], "other": 1.0}]
+    record = Record(cell=Cell(strategy="draft", temperature=0.0, seed=0), problem="0", category="own")
+    [judged] = with_quality([record], {"samples": {"own": samples}}, {"own": ("acc", "none")})
+    assert judged.quality is None
+
+
+def test_the_parts_of_a_group_decide_whose_its_scores_are() -> None:
+    """Likelihoods alone are the target's; together with answers, each strategy has a score, marked as partly theirs."""
+    own = {"alias": "mixed", "acc,none": 0.5, "exact_match,strict": 0.5, "f1,none": 0.5}
+    sums, choices = (FOUND["results"][each] | {"f1,none": 0.5} for each in ("sums", "choices"))
     found = FOUND | {
-        "results": {"mixed": mixed, **FOUND["results"]},
+        "results": {"mixed": own, **FOUND["results"], "sums": sums, "choices": choices},
         "group_subtasks": {"mixed": ["choices", "all", "sums"], **FOUND["group_subtasks"]},
     }
-    told = {spec: without_samples(found, {}) for spec in ("target", "draft")}
-    told["draft"]["results"] = found["results"] | {"mixed": mixed | {"acc,none": 0.25}}
+    told = {spec: without_samples(found, {}) for spec in ("speculative:k=2", "draft")}
+    told["draft"]["results"] = found["results"] | {"mixed": own | {"exact_match,strict": 0.25, "f1,none": 0.375}}
     group = evaluated_tasks(told, [])[0]
-    assert group.written and [(each.strategy, each.value) for each in group.scores] == [
-        ("target", 0.5),
-        ("draft", 0.25),
+    assert group.written and [(each.strategy, each.metric, each.value, each.likelihoods) for each in group.scores] == [
+        ("target", "acc", 0.5, True),
+        ("speculative:k=2", "exact_match", 0.5, False),
+        ("speculative:k=2", "f1", 0.5, True),
+        ("draft", "exact_match", 0.25, False),
+        ("draft", "f1", 0.375, True),
     ]
+    lines = _shown([group])
+    assert [any("*" in line for line in lines if value in line) for value in ("0.250", "0.375")] == [False, True]
+    assert "also within groups" in " ".join(lines)
+
+
+def _shown(tasks: list[EvaluatedTask]) -> list[str]:
+    values = dict.fromkeys(Evaluation.model_fields) | {"tasks": tasks}
+    view = console(80, color=False)
+    print_evaluation(Evaluation.model_construct(**values), Screen(view, view))
+    return view.file.getvalue().splitlines()
+
+
+def test_older_documents_mark_likelihoods_too() -> None:
+    score = Score(strategy="target", metric="acc", filter="none", value=0.5, stderr=None)
+    for written in (True, False):
+        task = EvaluatedTask(name="own", written=written, samples=1, scores=[score])
+        assert any("target*" in line for line in _shown([task])) != written
+
+
+def test_without_scores_there_is_no_table() -> None:
+    assert _shown([EvaluatedTask(name="own", written=False, samples=1, scores=[])]) == [
+        "lm-evaluation-harness gave no scores"
+    ]
+
+
+def test_documents_without_some_metric_are_counted() -> None:
+    samples = [{"doc_id": place, "filter": "none", "metrics": [name], name: 1.0} for place, name in enumerate("aab")]
+    found = {
+        "results": {"own": {"a,none": 1.0, "b,none": 1.0}},
+        "configs": {"own": {"output_type": "generate_until"}},
+        "n-samples": {"own": {"original": 3, "effective": 2}},
+        "samples": {"own": [*samples, samples[0] | {"filter": "other"}]},
+    }
+    [task] = evaluated_tasks({"target": without_samples(found, {})}, [])
+    assert task.samples == 3
 
 
 def test_a_flag_overrides_the_environment_and_the_pair_file_is_ignored(clean_env: pytest.MonkeyPatch) -> None:
@@ -247,6 +315,16 @@ def test_all_strategies_are_scored_by_the_metric_of_the_first() -> None:
 def test_folders_are_named_after_strategies() -> None:
     assert folder_name("speculative-cascade:rule=opt,alpha=0.3,k=4") == "speculative-cascade_rule=opt_alpha=0.3_k=4"
     assert folder_name("../x") == ".._x"
+
+
+def test_tasks_do_not_share_a_file() -> None:
+    """Whatever their order; a task whose name can be that of a file keeps it."""
+    assert file_names(["a b", "a_b", "a/b", "a_b-2"]) == {
+        "a_b": "a_b",
+        "a_b-2": "a_b-2",
+        "a b": "a_b-3",
+        "a/b": "a_b-4",
+    }
 
 
 def test_without_lm_eval_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,11 @@ def test_a_prompt_of_one_token_and_an_empty_answer(text_pair: Pair) -> None:
     assert log_likelihood(text_pair.target, [3], []) is None
 
 
+def test_without_a_prompt_nothing_predicts_the_first_token(text_pair: Pair) -> None:
+    with pytest.raises(ValueError, match="without a prompt"):
+        log_likelihood(text_pair.target, [], [4, 5])
+
+
 def test_the_targets_own_answer_is_likelier_than_another(text_pair: Pair) -> None:
     from cascli import generate
 

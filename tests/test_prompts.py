@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from cascli.errors import UsageError
 from cascli.prompts import read_prompts
 
 
@@ -25,6 +28,26 @@ def test_a_surrogate_pair_is_one_character(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(r'{"prompt": "\ud83d\ude00"}')
     assert read_prompts(file)[0].turns == ("\U0001f600",)
+
+
+@pytest.mark.parametrize("own_first", [True, False])
+def test_an_id_that_is_the_position_of_a_prompt_without_one_is_reported_as_that(
+    tmp_path: Path, own_first: bool
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    lines = (
+        ['{"prompt": "a", "id": 2}', '{"prompt": "b"}']
+        if own_first
+        else ['{"prompt": "b"}', '{"prompt": "a", "id": 1}']
+    )
+    file.write_text("\n".join(lines))
+    own, without, name = (1, 2, 2) if own_first else (2, 1, 1)
+    with pytest.raises(UsageError) as refused:
+        read_prompts(file)
+    assert str(refused.value).splitlines() == [
+        f"{file}:{without}: this prompt has no id, so its position is its id, but {file}:{own} has the id '{name}'.",
+        "Give every prompt an id, or none.",
+    ]
 
 
 def test_a_null_category_is_none(tmp_path: Path) -> None:

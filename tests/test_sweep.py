@@ -25,6 +25,7 @@ from cascli.cli.app import app
 from cascli.config import pairs_folder
 from cascli.errors import ConfigError, RunError, UsageError
 from cascli.models.batch.lanes import Lanes
+from cascli.prompts import read_prompts
 from cascli.render.sweep_words import differences
 from cascli.settings import Settings
 from cascli.sweeps import quality, sandbox
@@ -994,6 +995,17 @@ def test_tasks_need_what_their_metric_needs(tmp_path: Path) -> None:
     (tmp_path / "twice.jsonl").write_text('{"id": "x", "prompt": "a"}\n{"id": "x", "prompt": "c"}\n')
     with pytest.raises(UsageError, match="two prompts have the id 'x'"):
         task_of(SweepPlan(strategies=["draft"], task={"kind": "jsonl", "path": "twice.jsonl"}), tmp_path)
+
+
+def test_the_time_to_check_ids_is_proportional_to_the_prompts(tmp_path: Path) -> None:
+    """Against the time that reading them takes; comparing each with each would take fifty times as long."""
+    file = tmp_path / "q.jsonl"
+    file.write_text("".join(f'{{"prompt": "a", "id": "prompt-{n}"}}\n' for n in range(20_000)))
+    start = time.process_time()
+    read_prompts(file)
+    read = time.process_time()
+    task_of(SweepPlan(strategies=["draft"], task={"kind": "jsonl", "path": "q.jsonl"}), tmp_path)
+    assert time.process_time() - read < 10 * (read - start)
 
 
 # ---- code

@@ -134,10 +134,16 @@ def test_a_character_after_many_broken_bytes_is_not_lost() -> None:
         assert "".join(stream.push(byte) for byte in data) + stream.flush() == data.decode(errors="replace")
 
 
-def test_markup_can_be_a_stop_string() -> None:
-    """It does not appear in the text, so its token is checked."""
+@pytest.mark.parametrize("listed", [True, False])
+def test_markup_can_be_a_stop_string(listed: bool) -> None:
+    """It does not appear in the text, so its token is checked, even if only tokenizer.json says that it is special."""
     tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
+    if listed:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
+    else:
+        tokenizer.backend_tokenizer.add_special_tokens(["<|stop|>"])
+    assert ("<|stop|>" in tokenizer.all_special_tokens) == listed
+    tokenizer.pad_token = "<|not in the vocabulary|>"
     stop = tokenizer.convert_tokens_to_ids("<|stop|>")
     answer = Answer(Speller(tokenizer), set(), ["<|stop|>", "x"], limit=99)
     _, pieces = answer.add(Round(emitted=[Emitted(id=i, text="", event="target") for i in (104, 0xC3, stop, 105)]))

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
+from cascli.models.tokenizer import special_ids
+
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 _LONG = 12
 """After this many tokens without a complete character, they cannot all belong to one."""
@@ -32,9 +34,11 @@ class Speller:
 
     def markup(self, texts: Collection[str]) -> frozenset[int]:
         """The ids of those texts that are markup (`<|im_end|>`), which never shows in an answer's text."""
-        special = getattr(self._tokenizer, "all_special_tokens", None) or []
-        ours = [text for text in texts if text in special]
-        return frozenset(self._tokenizer.convert_tokens_to_ids(ours)) if self._tokenizer and ours else frozenset()
+        if self._tokenizer is None or not texts:
+            return frozenset()
+        special = list(special_ids(self._tokenizer))
+        names = self._tokenizer.convert_ids_to_tokens(special)
+        return frozenset(token for token, name in zip(special, names, strict=True) if name in texts)
 
 
 class Stream:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from cascli.files import printed
 from cascli.sampling.parameters import Sampling
 from cascli.settings import Settings
 
@@ -34,8 +35,11 @@ class Generation:
         """Build from a task's `generation_kwargs` and the flags.
 
         Greedy unless the task sets `do_sample: true`, or a temperature without `do_sample: false`.
+
+        Raises:
+            TypeError, ValueError, AttributeError: a value of the task is not what it must be.
+            UsageError: a number is out of range.
         """
-        until = task.get("until") or []
         length = next((task[name] for name in LENGTHS if task.get(name) is not None), DEFAULT_LENGTH)
         return cls(
             sampling=Sampling(
@@ -44,8 +48,7 @@ class Generation:
                 top_p=_first(given.top_p, float(task.get("top_p") or 1.0)),
             ),
             max_new_tokens=_first(given.max_new_tokens, int(length)),
-            stop=tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-            + tuple(given.stop or ()),
+            stop=(*_stop(task.get("until")), *(given.stop or ())),
             seed=_first(given.seed, int(task.get("seed") or 0)),
             not_honoured=tuple(
                 f"{name}={value}"
@@ -53,6 +56,14 @@ class Generation:
                 if name not in HONOURED and value is not None and NEUTRAL.get(name, ...) != value
             ),
         )
+
+
+def _stop(until: object) -> list[str]:
+    texts = [text for text in (until if isinstance(until, list | tuple) else [until]) if text]
+    stop = [text for text in texts if isinstance(text, str)]
+    if len(stop) < len(texts):
+        raise TypeError(f"until: expected a text or a list of them (got {printed(until)})")
+    return stop
 
 
 def _temperature(task: Mapping[str, Any]) -> float:

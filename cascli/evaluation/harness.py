@@ -9,14 +9,14 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascli.errors import RunError, UsageError, first_line, suggestion
-from cascli.sweeps.dataset import downloads_forbidden
+from cascli.errors import CascliError, RunError, UsageError, first_line, raised, suggestion
+from cascli.sweeps.dataset import downloads_forbidden, reason
 
 if TYPE_CHECKING:
     from cascli.evaluation.model import StrategyModel
@@ -67,24 +67,34 @@ def task_manager(options: EvaluationOptions) -> Any:
     """Return the manager of the available tasks, including those of `include_path`.
 
     Raises:
-        UsageError: the package is not installed, the folder does not exist, or a task is unknown.
+        UsageError: the package is not installed, the folder does not exist or cannot be listed, or a task is unknown.
     """
     version()
-    from lm_eval.tasks import TaskManager
-
     if options.include_path is not None and not Path(options.include_path).is_dir():
         raise UsageError(f"--include-path {options.include_path}: no such folder")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     path = None if options.include_path is None else str(options.include_path)
     if path is not None:
-        own = TaskManager(include_path=path, include_defaults=False)
+        own = _listed(path, include_defaults=False)
         if all(name in own.all_subtasks for name in options.tasks):
             return own  # avoids searching for thousands of others
-    manager = TaskManager(include_path=path)
+    manager = _listed(path)
     for name in options.tasks:
         if not manager.match_tasks([name]):
             raise UsageError(_unknown(name, manager.all_tasks, options))
     return manager
+
+
+def _listed(path: str | None, **how: bool) -> Any:
+    """Return a manager that has read the names of all tasks."""
+    from lm_eval.tasks import TaskManager
+
+    try:
+        return TaskManager(include_path=path, **how)
+    except TypeError as error:  # it sorts the names
+        if path is None:
+            raise
+        raise UsageError(f"--include-path {path}: the name of a task, group or tag is not a text.") from error
 
 
 def _unknown(name: str, known: Sequence[str], options: EvaluationOptions) -> str:
@@ -98,10 +108,8 @@ def evaluated(model: StrategyModel, options: EvaluationOptions, manager: Any) ->
 
     Raises:
         UsageError: a task cannot be set up or scored.
-        RunError: its documents cannot be fetched.
+        RunError: its documents cannot be read.
     """
-    import datasets
-    import jinja2
     from lm_eval import simple_evaluate
 
     previous = os.environ.get(ALLOW_CODE_VARIABLE)
@@ -109,10 +117,10 @@ def evaluated(model: StrategyModel, options: EvaluationOptions, manager: Any) ->
         os.environ[ALLOW_CODE_VARIABLE] = "1"  # a second permission, which code metrics require
     quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())  # hide its bars; we show our own
     try:
-        with downloads_forbidden(options.offline), quiet[0], quiet[1]:
+        with downloads_forbidden(options.offline), quiet[0], quiet[1], _reported():
             results = simple_evaluate(
                 model=model,
-                tasks=manager.match_tasks(list(options.tasks)),
+                tasks=_set_up(manager, options.tasks),
                 num_fewshot=options.num_fewshot,
                 limit=options.limit,
                 apply_chat_template=options.chat,
@@ -122,19 +130,47 @@ def evaluated(model: StrategyModel, options: EvaluationOptions, manager: Any) ->
                 confirm_run_unsafe_code=options.unsafe,
                 log_samples=True,
             )
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise RunError(f"the documents of a task cannot be loaded: {first_line(error)}") from error
-    except (ImportError, ValueError) as error:
-        raise UsageError(_error_message(error)) from error
-    except (LookupError, ArithmeticError, TypeError, AttributeError, SyntaxError, jinja2.TemplateError) as error:
-        # Mistakes in a task's file that the package lets through: a missing column, a list in place of a string.
-        if _is_ours(error):
-            raise
-        raise UsageError(_error_message(ValueError(f"{type(error).__name__}: {first_line(error)}"))) from error
     finally:
         if previous is None:
             os.environ.pop(ALLOW_CODE_VARIABLE, None)
     return dict(results)
+
+
+def _set_up(manager: Any, names: Sequence[str]) -> list[Any]:
+    """Return the tasks and groups of these names, set up one by one, so that an error can name the one it is about."""
+    found: list[Any] = []
+    for name in manager.match_tasks(list(names)):
+        with _reported(name):
+            loaded = manager.load([name])
+            if not loaded["tasks"]:
+                raise UsageError(f"task {name}: this is a group or tag without any tasks.")
+        groups = list(loaded["groups"].values())  # the group of this name first; a tag is several tasks
+        found += groups[:1] or loaded["tasks"].values()
+    return found
+
+
+@contextmanager
+def _reported(setting_up: str | None = None) -> Iterator[None]:
+    """Raise what goes wrong in a task's files or its Python, which may be anything, as an error that names the task.
+
+    Args:
+        setting_up: the task that is set up, which reads its documents; otherwise it is found in the error.
+
+    Raises:
+        UsageError: the task cannot be set up or scored.
+        RunError: its documents, or a file or address that it needs, cannot be read.
+    """
+    import datasets
+
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, CascliError | MemoryError) or _is_ours(error):
+            raise
+        outside = isinstance(error, OSError | datasets.exceptions.DatasetsError)
+        if outside and setting_up is not None:
+            raise RunError(f"the documents of task {setting_up} cannot be loaded: {reason(error)}") from error
+        raise (RunError if outside else UsageError)(_error_message(error, setting_up or _task_of(error))) from error
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -143,13 +179,29 @@ def _is_ours(error: BaseException) -> bool:
     return any(frame.filename == model for frame in traceback.extract_tb(error.__traceback__))
 
 
-def _error_message(error: Exception) -> str:
+def _task_of(error: BaseException) -> str | None:
+    """Return the task whose methods an error passed through; None if it came from the requests of all of them."""
+    from lm_eval.api.model import LM
+    from lm_eval.api.task import Task
+
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(frame.f_locals.get("self"), LM):
+            return None
+        found = next((each.task_name for each in frame.f_locals.values() if isinstance(each, Task)), found)
+    return found
+
+
+def _error_message(error: BaseException, task: str | None) -> str:
     text = first_line(error)
     if ALLOW_CODE_VARIABLE in str(error):
-        text = "a task runs model-written code."
+        text = f"{'a task' if task is None else f'task {task}'} runs model-written code."
     if "unsafe" in text or ALLOW_CODE_VARIABLE in str(error):
         return f"{text}\nUse --unsafe-code-execution to allow it: it is not sandboxed."
-    return f"lm-evaluation-harness: {text}"
+    where = "lm-evaluation-harness" if task is None else f"task {task}"
+    if isinstance(error, ImportError | ValueError):  # raised to be read; others are Python's
+        return f"{where}: {text}"
+    return f"{where}: {raised(error)}\nCASCLI_DEBUG=1 shows where this happened."
 
 
 def as_json(results: Mapping[str, Any], about: Mapping[str, str]) -> str:

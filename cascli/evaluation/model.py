@@ -144,7 +144,7 @@ class StrategyModel(TemplateLM):
         context, settings = request.args
         try:
             generation = Generation.of(settings, self._given)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, UsageError) as error:
             raise UsageError(f"task {request.task_name}: generation_kwargs: {first_line(error)}") from error
         self._notes.not_honoured |= {f"{request.task_name}: {each}" for each in generation.not_honoured}
         return Request(
@@ -204,7 +204,8 @@ class StrategyModel(TemplateLM):
         reader = Reader(self._pair.target)
         answers = []
         for texts, context, continuation in requests:
-            prompt = self._truncate_prompt(context, len(continuation) - 1, written=False)
+            # A context of spaces is empty too, since they have been moved to the continuation.
+            prompt = self._truncate_prompt(context or [self.prefix_token_id], len(continuation) - 1, written=False)
             key = tuple(prompt), tuple(continuation)
             if key not in self._likelihoods:
                 self._likelihoods[key] = reader(prompt, continuation)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,9 @@ class Evaluating:
         """Write the files that lm-evaluation-harness would write, and the document of all strategies so far."""
         own, date = folder / folder_name(spec), self._date.replace(":", "-")
         own.mkdir(parents=True, exist_ok=True)
-        for task, samples in results["samples"].items():
-            files.write(own / f"samples_{folder_name(task)}_{date}.jsonl", samples_as_jsonl(samples), durable=True)
+        for task, name in file_names(results["samples"]).items():
+            samples = samples_as_jsonl(results["samples"][task])
+            files.write(own / f"samples_{name}_{date}.jsonl", samples, durable=True)
         models = {str(role): model.source for role, model in self.pair.models.items()}
         about = {"strategy": spec, "pair": self.pair.name, **models}
         files.write(own / f"results_{date}.json", as_json(results, about) + "\n", durable=True)
@@ -165,6 +167,16 @@ GIVEN = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 def folder_name(text: str) -> str:
     """Return a strategy or task as the name of a folder or file."""
     return "".join(char if char.isalnum() or char in "=.-_" else "_" for char in text)
+
+
+def file_names(tasks: Iterable[str]) -> dict[str, str]:
+    """Return the name of each task's file, numbered if another task has it; those that need no change keep theirs."""
+    names: dict[str, str] = {}
+    for task in sorted(tasks, key=lambda task: task != folder_name(task)):
+        plain = folder_name(task)
+        numbered = (f"{plain}-{number}" for number in count(2))
+        names[task] = next(name for name in chain([plain], numbered) if name not in names.values())
+    return names
 
 
 def check_folder(folder: Path) -> None:

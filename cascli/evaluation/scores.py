@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from statistics import fmean
 from typing import Any
 
@@ -28,27 +29,33 @@ def with_quality(records: Iterable[Record], results: EvalResults, mains: Mapping
 
 
 def without_samples(results: EvalResults, mains: Mapping[str, MainMetric]) -> dict[str, Any]:
-    """Return everything except the samples, and the metric of each task that scores them."""
+    """Return everything except the samples, and of each task the metric that scores them and how many documents."""
     kept = {key: value for key, value in results.items() if key != "samples"}
-    return kept | {"main_metrics": dict(mains)}
+    # Not n-samples, which counts values of the metric that has most: each may be missing for some documents.
+    documents = {task: len({each["doc_id"] for each in samples}) for task, samples in results["samples"].items()}
+    return kept | {"main_metrics": dict(mains), "documents": documents}
 
 
 def main_metric(results: EvalResults, task: str) -> MainMetric:
     """Return the first metric of a task whose scores of single documents are between 0 and 1, and the first filter."""
     for sample in results["samples"].get(task, ())[:1]:
         for metric in sample.get("metrics", ()):
-            values = [each.get(metric) for each in results["samples"][task] if each["filter"] == sample["filter"]]
-            if all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
+            scored = [each for each in results["samples"][task] if each["filter"] == sample["filter"]]
+            values = [_number(each.get(metric)) for each in scored]
+            if all(value is not None and 0 <= value <= 1 for value in values):
                 return metric, sample["filter"]
     return None
 
 
 def _qualities(results: EvalResults, task: str, main: MainMetric) -> dict[str, float]:
-    """Return each document's score, averaged over its repeats; empty if a score is outside of 0 to 1."""
+    """Return each document's score, averaged over its repeats; empty if one is missing or outside of 0 to 1."""
     scores: dict[str, list[float]] = defaultdict(list)
     for sample in results["samples"][task] if main is not None else ():
         if main is not None and sample["filter"] == main[1]:
-            scores[str(sample["doc_id"])].append(float(sample[main[0]]))
+            value = _number(sample.get(main[0]))
+            if value is None:
+                return {}
+            scores[str(sample["doc_id"])].append(value)
     means = {document: fmean(values) for document, values in scores.items()}
     return means if all(0 <= value <= 1 for value in means.values()) else {}
 
@@ -60,23 +67,26 @@ def evaluated_tasks(results: Mapping[str, EvalResults], records: Sequence[Record
     first = next(iter(results.values()))
     tasks = []
     for name in first["results"]:
-        members = _members(first, name)
-        written = any(first["configs"][each]["output_type"] == WRITTEN for each in members)
         main = first["main_metrics"].get(name)
         own = [record for record in records if record.category == name]
-        samples = first.get("n-samples", {}).get(name)
-        scored = results if written else {TARGET: first}
         tasks.append(
             EvaluatedTask(
                 name=name,
-                written=written,
-                samples=None if samples is None else samples["effective"],
+                written=any(_written(first, name)),
+                samples=first["documents"].get(name),
                 metric=None if main is None else main[0],
-                scores=[score for spec, each in scored.items() for score in _scores(spec, each["results"][name])],
+                scores=list(_scores(results, name)),
                 rows=rows(own),
             )
         )
     return tasks
+
+
+def _written(results: EvalResults, name: str, key: str | None = None) -> set[bool]:
+    """Return whether answers were generated for a task, or for each task of a group, of those that have a score."""
+    tasks = _members(results, name)
+    scored = [task for task in tasks if key in results["results"].get(task, ())]
+    return {results["configs"][task]["output_type"] == WRITTEN for task in scored or tasks}
 
 
 def _members(results: EvalResults, name: str) -> list[str]:
@@ -86,18 +96,31 @@ def _members(results: EvalResults, name: str) -> list[str]:
     return [task for each in results.get("group_subtasks", {}).get(name, ()) for task in _members(results, each)]
 
 
-def _scores(spec: str, results: Mapping[str, Any]) -> list[Score]:
-    """Return the scores of one strategy, from keys named `metric,filter` and `metric_stderr,filter`."""
-    scores = []
-    for key, value in results.items():
-        metric, comma, filter_ = key.partition(",")
-        if not comma or metric.endswith("_stderr"):
-            continue
-        stderr = results.get(f"{metric}_stderr,{filter_}")
-        scores.append(Score(strategy=spec, metric=metric, filter=filter_, value=_number(value), stderr=_number(stderr)))
-    return scores
+def _scores(found: Mapping[str, EvalResults], name: str) -> Iterator[Score]:
+    """Yield each strategy's scores, from keys named `metric,filter` and `metric_stderr,filter`.
+
+    Likelihoods are the target's, and the same for every strategy: a score of nothing else is yielded once.
+    """
+    for place, (spec, results) in enumerate(found.items()):
+        own = results["results"][name]
+        for key, value in own.items():
+            metric, comma, filter_ = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            written = _written(results, name, key)
+            if place == 0 or any(written):
+                yield Score(
+                    strategy=spec if any(written) else TARGET,
+                    metric=metric,
+                    filter=filter_,
+                    value=_number(value),
+                    stderr=_number(own.get(f"{metric}_stderr,{filter_}")),
+                    likelihoods=not all(written),
+                )
 
 
 def _number(value: object) -> float | None:
-    """Return a number, or None if there is none: lm-evaluation-harness then has N/A, and some metrics NaN."""
-    return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
+    """Return a number of Python, NumPy or torch, or None: lm-evaluation-harness may have N/A, and some metrics NaN."""
+    if getattr(value, "ndim", None) == 0:  # torch's numbers and NumPy's truth values are no numbers of Python
+        value = value.item()  # type: ignore[attr-defined]
+    return float(value) if isinstance(value, Real) and not math.isnan(value) else None

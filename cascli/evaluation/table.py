@@ -14,7 +14,7 @@ class Score(Data):
     """A score that lm-evaluation-harness gives to a strategy's answers, or to the target's likelihoods."""
 
     strategy: str
-    """The strategy; `target` if no answers were generated, since likelihoods are the target's for any strategy."""
+    """The strategy; `target` if likelihoods alone were scored, since these are the target's for any strategy."""
     metric: str
     """Name of the metric, such as `exact_match`."""
     filter: str
@@ -23,6 +23,8 @@ class Score(Data):
     """The score; None if it is not a number."""
     stderr: float | None
     """Standard error over documents, as lm-evaluation-harness estimates it; None if it does not."""
+    likelihoods: bool | None = None
+    """Whether likelihoods were scored, for a group in any of its tasks; None in documents before `cascli.eval/1.3`."""
 
 
 class EvaluatedTask(Data):
@@ -30,7 +32,7 @@ class EvaluatedTask(Data):
 
     name: str
     written: bool
-    """Whether strategies generated answers; otherwise the target's likelihoods were scored."""
+    """Whether strategies generated answers, for a group in any of its tasks; otherwise likelihoods were scored."""
     samples: int | None
     """Number of documents of the task that were evaluated; None for a group."""
     metric: str | None = None
@@ -46,8 +48,8 @@ class Evaluation(Document):
 
     kind: ClassVar[str] = "evaluation"
 
-    schema_name: Literal["cascli.eval/1", "cascli.eval/1.1", "cascli.eval/1.2"] = Field(
-        "cascli.eval/1.2", alias="schema"
+    schema_name: Literal["cascli.eval/1", "cascli.eval/1.1", "cascli.eval/1.2", "cascli.eval/1.3"] = Field(
+        "cascli.eval/1.3", alias="schema"
     )
     date: str
     """Start time in UTC (ISO 8601)."""

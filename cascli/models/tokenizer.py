@@ -38,8 +38,9 @@ def shared_ids(draft: Any, target: Any) -> int | None:
 
 def special_ids(tokenizer: Any) -> set[int]:
     """The ids of tokens that stand for no text: end of text, start of a turn, and others with a role."""
-    added = tokenizer.added_tokens_decoder
-    return {*tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
+    # A token that only tokenizer.json calls special is not in `all_special_ids`; one without an id is there as None.
+    added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    return added.union(token for token in tokenizer.all_special_ids if token is not None)
 
 
 def ids_of(value: object) -> frozenset[int]:

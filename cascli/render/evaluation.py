@@ -28,7 +28,8 @@ def print_evaluation(evaluation: Evaluation, screen: Screen) -> None:
 
 
 def _parts(evaluation: Evaluation, console: Console) -> Iterator[RenderableType]:
-    yield _scores(evaluation, console)
+    if any(task.scores for task in evaluation.tasks):
+        yield _scores(evaluation, console)
     for task in evaluation.tasks:
         if task.rows:
             yield ""
@@ -53,12 +54,17 @@ def _scores(evaluation: Evaluation, console: Console) -> Table:
             if not roomy:
                 table.add_row(Text(f"{task.name}, {heading}", style="not bold"))
             for score in scores:
-                strategy = short_name(score.strategy, fancy=fancy) + ("" if task.written else "*")
+                strategy = short_name(score.strategy, fancy=fancy) + ("*" if _of_target(task, score) else "")
                 error = DASH if score.stderr is None else f"{'±' if fancy else '+-'}{number(score.stderr, 3)}"
                 labels = (name, heading) if roomy else ()
                 table.add_row(*labels, Text(strategy), number(score.value, 3), error)
                 name, heading = "", ""
     return table
+
+
+def _of_target(task: EvaluatedTask, score: Score) -> bool:
+    """Whether the target's likelihoods are a part of a score."""
+    return not task.written if score.likelihoods is None else score.likelihoods
 
 
 def _by_metric(task: EvaluatedTask) -> dict[tuple[str, str], list[Score]]:
@@ -70,8 +76,10 @@ def _by_metric(task: EvaluatedTask) -> dict[tuple[str, str], list[Score]]:
 
 def notes(evaluation: Evaluation) -> Iterator[str]:
     """Notes on what the numbers do not show."""
-    if not all(task.written for task in evaluation.tasks):
-        yield "* likelihoods are the target's: a strategy has none of its own, and all share these scores"
+    if not any(task.scores for task in evaluation.tasks):
+        yield "lm-evaluation-harness gave no scores"
+    if any(_of_target(task, score) for task in evaluation.tasks for score in task.scores):
+        yield "* likelihoods are the target's: a strategy has none of its own, and all share these, also within groups"
     if evaluation.not_honoured:
         yield f"not honoured, since no strategy supports it: {'; '.join(evaluation.not_honoured)}"
     if evaluation.shortened:

@@ -76,7 +76,15 @@ def _rows(task: TaskConfig, here: Path, offline: bool) -> Any:
         with downloads_forbidden(offline), _without_warnings():
             return _loaded(datasets, task, here / Path(str(task.path)).expanduser())
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise RunError(f"dataset '{task.path}': {first_line(error)}") from None
+        raise RunError(f"dataset '{task.path}': {reason(error)}") from None
+
+
+def reason(error: BaseException) -> str:
+    """Why documents cannot be read: the library may say only that an error occurred, and its cause says more."""
+    first = last = error
+    while last.__cause__ is not None:
+        last = last.__cause__
+    return first_line(first) if last is first else f"{first_line(first)}: {first_line(last)}"
 
 
 def _loaded(datasets: Any, task: TaskConfig, local: Path) -> Any:

@@ -40,7 +40,12 @@ class Reader:
         Args:
             prompt_ids: what the answer follows; not empty.
             token_ids: the answer.
+
+        Raises:
+            ValueError: the prompt is empty, so nothing predicts the first token.
         """
+        if not prompt_ids:
+            raise ValueError("nothing predicts the first token of an answer without a prompt")
         runner, device = self._model.runner, self._model.device
         ids = torch.tensor(token_ids, dtype=torch.long, device=device)
         before = torch.cat([self._begin(torch.tensor(prompt_ids, dtype=torch.long, device=device)), ids])

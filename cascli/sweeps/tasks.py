@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +155,9 @@ def _task_of(plan: SweepPlan, here: Path, offline: bool) -> Task:
                 category=prompt.category,
             )
         )
-    ids = [problem.id for problem in problems]
-    duplicate = next((name for name in ids if ids.count(name) > 1), None)
-    if duplicate:
+    counts = Counter(problem.id for problem in problems)
+    duplicate = next((name for name, count in counts.items() if count > 1), None)
+    if duplicate is not None:
         raise UsageError(f"task: two prompts have the id '{duplicate}'")
     return Task(metric, problems, calibration=others)
 
