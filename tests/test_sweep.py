@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -772,6 +773,21 @@ def test_answers_without_a_valid_header_are_refused(plan_file: Path, tmp_path: P
     assert damaged.exit_code == 2 and len(damaged.stderr.splitlines()) <= 2 and "damaged" in damaged.stderr
 
 
+def test_a_damaged_header_is_set_aside_if_that_is_requested(plan_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = (str(plan_file), "-o", str(out), "-q", "--limit", "1")
+    assert run(*command).exit_code == 0
+    answers = (out / "records.jsonl").read_bytes()
+    for damaged in (b"", b'{"schema": "cascli.sweep/1"', b"\xff"):
+        (out / "sweep.json").write_bytes(damaged)
+        refused = run(*command, "--resume")
+        assert refused.exit_code == 2 and "or use --anyway to set it aside" in refused.stderr
+        assert "--anyway" not in invoke("show", str(out)).stderr
+        assert run(*command, "--resume", "--anyway").exit_code == 0
+        assert (out / "sweep.json.damaged").read_bytes() == damaged
+        assert (out / "records.jsonl").read_bytes() == answers and Records(out).header().plan.pair == "tiny-random"
+
+
 def test_answers_of_an_unknown_strategy_are_reported_at_the_start(
     plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -791,6 +807,60 @@ def test_removing_the_records_during_a_sweep_ends_it(tmp_path: Path) -> None:
     records.file.unlink()
     with pytest.raises(RunError, match="was removed while the sweep was running"):
         records.add(record)
+
+
+def after(count: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do something in the middle of a sweep: when that many of its answers are saved."""
+    real, made = Records.add, []
+
+    def add(records: Records, record: Record) -> None:
+        if len(made) == count:
+            act()
+        made.append(record)
+        real(records, record)
+
+    monkeypatch.setattr(Records, "add", add)
+
+
+def test_a_folder_removed_during_a_sweep_is_reported_as_such(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as the folder without a sweep that is left to show."""
+    out = tmp_path / "out"
+    after(2, lambda: shutil.rmtree(out), monkeypatch)
+    ended = run(str(plan_file), "-o", str(out))
+    assert ended.exit_code == 3 and "was removed while the sweep was running" in ended.stderr.splitlines()[-1]
+    assert "--resume" not in ended.stderr
+
+
+def test_a_header_removed_during_a_sweep_is_written_again(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    after(2, (out / "sweep.json").unlink, monkeypatch)
+    assert run(str(plan_file), "-o", str(out), "--limit", "1").exit_code == 0
+    header = Records(out).header()
+    assert len(header.calls) == 1 and header.num_prompts == 1 and (out / "report.html").exists()
+
+
+def test_a_full_disk_is_reported_for_the_answers_and_what_is_missing_is_named(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(out / "results.csv"))
+
+    def fill() -> None:
+        monkeypatch.setattr("cascli.files.write", full)
+        raise OSError(errno.ENOSPC, "No space left on device", str(out / "records.jsonl"))
+
+    after(4, fill, monkeypatch)
+    ended = run(str(plan_file), "-o", str(out), "-s", "draft", "--temperature", "0", "--limit", "3")
+    said = " ".join(ended.stderr.split())
+    assert ended.exit_code == 3 and "2 of 6 answers are missing; --resume continues with them" in said
+    assert said.endswith("writing " + str(out / "records.jsonl") + "; free some and try again.")
+    assert said.index("answers are missing") < said.index("not all results were shown and written")
 
 
 def test_rows_are_in_plan_order_whatever_finished_first(plan_file: Path, tmp_path: Path) -> None:

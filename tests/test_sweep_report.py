@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +20,7 @@ from cascli.render.sweep_report_tables import _in_category, strategies_table
 from cascli.sweeps.plan import Cell
 from cascli.sweeps.records import Record, Records
 from cascli.sweeps.samples import MAX_ANSWERS, MAX_SAMPLES, samples
-from cascli.sweeps.table import rows
+from cascli.sweeps.table import SweepTable, rows
 from cascli.sweeps.tasks import Example, Task
 from tests.sweeps import HOSTILE, folder_of, header_of, plan_of, records_of
 
@@ -221,6 +222,22 @@ def test_older_records_and_headers_are_read() -> None:
     ]
     page = report(header_of(plan, date=None, command=""), rows(old, plan), None, old)
     assert "Categories" not in page and "accept length" not in page and "the command was not recorded" in page
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_in_which_answers_were_made_does_not_change_the_page(seed: int, tmp_path: Path) -> None:
+    """Workers finish in any order, and what was repeated is last: rows and categories are in the plan's order."""
+    plan = plan_of(seeds=[0, 1])
+    # The first prompt of the second category lacks some answers, as of a sweep in progress.
+    made = [each for each in records_of(plan) if each.problem != "p1" or each.cell.strategy != "draft"]
+    header = header_of(plan, prompts={f"p{i}": f"asked {i}" for i in range(8)})
+    shuffled = random.Random(seed).sample(made, len(made))
+    assert report(header, rows(made, plan), None, shuffled) == report(header, rows(made, plan), None, made)
+    one, other = (
+        SweepTable.of(header, Records(folder_of(tmp_path / name, header, records)))
+        for name, records in (("one", made), ("other", shuffled))
+    )
+    assert list(other.categories) == ["writing", "maths"] and other == one
 
 
 def test_the_picture_is_part_of_the_page() -> None:

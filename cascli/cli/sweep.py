@@ -11,6 +11,7 @@ import typer
 
 from cascli.cli import common, complete
 from cascli.cli import sweep_views as views
+from cascli.cli.errors import message_and_code, silence_stdout
 from cascli.cli.executors import ExecutorKind, executor_of
 from cascli.cli.options import LOADING, Flags, batch_size_option, require_option, with_shared
 from cascli.errors import CheckFailed, UsageError
@@ -226,19 +227,27 @@ def _run(
     records.begin(header)
     plan = with_strategies(plan, header.added())
     common.note_cautions(inputs, [parse(spec) for spec in plan.specs()])
+
+    def show() -> None:
+        answered = [unit.key in done and done[unit.key].error is None for unit in units(plan, task)]
+        missing = len(answered) - sum(answered)
+        what = f"{missing} of {counted(len(answered), 'answer')} {'is' if missing == 1 else 'are'} missing"
+        note = f"{what}; --resume continues with them" if 0 < missing < len(answered) else ""
+        views.show_results(records, inputs.screen, as_json=inputs.settings.json_output, note=note)
+
     try:
         with Progress(inputs.screen, "sweeping", counted=True) as progress:
             carry_out(executor, plan, task, records, done, on_progress=progress.step)
-    finally:
-        # The results of an interrupted sweep are shown and written too.
-        views.show_results(records, inputs.screen, as_json=inputs.settings.json_output)
-        answered = [unit.key in done and done[unit.key].error is None for unit in units(plan, task)]
-        if any(answered) and not all(answered):
-            missing = len(answered) - sum(answered)
-            inputs.screen.note(
-                f"{missing} of {counted(len(answered), 'answer')} {'is' if missing == 1 else 'are'} missing;"
-                " --resume continues with them"
-            )
+    except BaseException:
+        # The results of an interrupted sweep are shown and written too; what fails then must not hide why it ended.
+        try:
+            show()
+        except BrokenPipeError:
+            silence_stdout()
+        except Exception as error:
+            inputs.screen.note(f"not all results were shown and written: {message_and_code(error)[0]}")
+        raise
+    show()
     all_failed(done)
     return plan
 

@@ -130,8 +130,8 @@ def _estimates(executor: Executor, inputs: common.Plan, k: int) -> list[RuleEsti
         return executor.rule_estimates(k, on_progress=progress.step)
 
 
-def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> None:
-    """Write table, picture and report from the records, and print the table."""
+def show_results(records: Records, screen: Screen, *, as_json: bool = False, note: str = "") -> None:
+    """Print the table of the records with a note, and write table, picture and report."""
     from rich.console import Group
 
     from cascli.files import write
@@ -159,6 +159,8 @@ def show_results(records: Records, screen: Screen, *, as_json: bool = False) -> 
         first = next(record for record in records.read() if record.error is not None)
         what = counted(failed, "answer failed and is", "answers failed and are")
         screen.note(f"{what} excluded from all numbers: {first.problem}: {first.error}")
+    if note:
+        screen.note(note)
     # Files come after the table, and the figure after the numbers, so that a full disk hides no result.
     write(records.folder / "results.csv", csv_of(tidy_rows(rows, header)))
     if header.plan.by is not None:

@@ -287,6 +287,8 @@ class Records:
         self._num_saved, self._anyway = 0, False
         self._header: Header | None = None
         """The header of a call that has made no answer yet."""
+        self._written: Header | None = None
+        """The header that was written last."""
         self._date = ""
         """When that call began."""
 
@@ -315,9 +317,11 @@ class Records:
 
         Raises:
             UsageError: there are results and `resume` is false, they belong to another sweep or version, or there is no
-                header that says to which.
+                header that says to which. With `anyway`, a damaged header is set aside as if there were none.
         """
         self._anyway = anyway
+        if resume and anyway and self.holds_answers:
+            self._set_damaged_aside()
         if not self.header_file.exists() and self.holds_answers and not anyway:
             raise UsageError(
                 f"{self.folder}: holds answers, but no sweep.json to describe them; choose another -o, or use --anyway"
@@ -380,12 +384,25 @@ class Records:
 
     def write_header(self, header: Header) -> None:
         """Write down what the records are made from."""
+        self._written = header
         write(self.header_file, header.model_dump_json(by_alias=True, indent=1) + "\n", durable=True)
 
+    def _set_damaged_aside(self) -> None:
+        """Rename a header that cannot be read."""
+        try:
+            self._saved_header()
+        except FileNotFoundError:
+            return
+        except UsageError:
+            self.header_file.replace(self.header_file.with_name("sweep.json.damaged"))
+
     def _check(self, header: Header, anyway: bool) -> None:
-        saved = self.header()
         if anyway:
             return
+        try:
+            saved = self._saved_header()
+        except UsageError as error:
+            raise UsageError(f"{error}; choose another -o, or use --anyway to set it aside") from None
         if saved.fingerprint != header.fingerprint:
             cause = "was made from another sweep file, or with other flags"
             raise UsageError(f"{self.folder}: {cause}; choose another -o, or use --anyway")
@@ -406,21 +423,33 @@ class Records:
     def header(self) -> Header:
         """What the folder was made from.
 
+        If its file was removed while the sweep was running, it is written again.
+
         Raises:
             UsageError: the folder holds no sweep, or its header cannot be read.
         """
         try:
-            header = Header.model_validate_json(self.header_file.read_text(encoding="utf-8"))
+            header = self._saved_header()
         except FileNotFoundError:
-            raise UsageError(f"{self.folder}: holds no sweep") from None
+            if self._written is None or not self.holds_answers:
+                raise UsageError(f"{self.folder}: holds no sweep") from None
+            header = self._written
+            self.write_header(header)
+        if header.calls:  # within an answer's text, quotation marks would be escaped
+            header.answered_by([place for place, line in enumerate(self._lines()) if b'"error":"' not in line])
+        return header
+
+    def _saved_header(self) -> Header:
+        """The header as it is in its file."""
+        try:
+            return Header.model_validate_json(self.header_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise
         except ValidationError as error:
             key, message = first_problem(error, Header.model_fields)
             raise UsageError(f"{self.header_file}: damaged: {key or 'document'}: {message}") from None
         except (OSError, ValueError) as error:
             raise UsageError(f"{self.header_file}: cannot be read: {error}") from None
-        if header.calls:  # within an answer's text, quotation marks would be escaped
-            header.answered_by([place for place, line in enumerate(self._lines()) if b'"error":"' not in line])
-        return header
 
     def _drop_partial_line(self) -> None:
         """Remove an incomplete last line, left by a killed process."""

@@ -210,9 +210,24 @@ class SweepTable(Document):
     def of(cls, header: Header, records: Records) -> SweepTable:
         """Make the table of a folder's answers, in the order of its plan."""
         plan = with_strategies(header.plan, header.added())
-        made = list(records.read())
+        made = in_order(records.read(), header)
         groups, counted = by_category(made, plan), header.counted(made)
         return cls(metric=header.metric, rows=rows(made, plan), categories=groups, made_from=counted)
+
+
+def in_order(records: Iterable[Record], header: Header) -> list[Record]:
+    """The records prompt by prompt, strategies side by side, in the plan's order, whatever finished first.
+
+    Those of prompts or strategies that the header does not name follow, in the order in which they were made.
+    """
+    every = list(records)
+    prompts = {problem: place for place, problem in enumerate(header.prompts)}
+    places = with_strategies(header.plan, header.added()).cells() if every else []
+    cells = {cell.key: place for place, cell in enumerate(places)}
+    return sorted(
+        every,
+        key=lambda each: (prompts.get(each.problem, len(prompts)), cells.get(each.cell.key, len(cells))),
+    )
 
 
 def tidy_rows(rows: Iterable[SweepRow], header: Header | None) -> tidy.Table:
