@@ -204,6 +204,8 @@ class PairConfig(Strict):
     prefix: str = ""
     """Text put before every user turn, such as "summarize: " for T5; not used for raw prompts."""
     _where: str = PrivateAttr("")
+    _folder: Path = PrivateAttr(Path())
+    """What relative paths in the file are relative to."""
     _named: dict[str, str] = PrivateAttr({"config": NO_FILE})
     """The flags that select this pair, without dashes, and their values."""
 
@@ -219,6 +221,10 @@ class PairConfig(Strict):
     def place(self, key: str) -> str:
         """How an error message refers to the value of this key."""
         return f"{self._where}: {key}" if self._where else key
+
+    def beside(self, path: str) -> str:
+        """The path of another file that this pair's file names."""
+        return str(self._folder / _at_home(path))
 
     @property
     def models(self) -> dict[str, ModelConfig]:
@@ -411,7 +417,7 @@ def _validated(data: dict[str, Any], where: str, folder: Path) -> PairConfig:
         known = _known_keys(tuple(error.errors()[0]["loc"]))
         key, message = first_problem(error, known)
         raise ConfigError(f"{where}: {key}: {message}") from None
-    config._where = where
+    config._where, config._folder = where, folder
     for role, model in config.models.items():
         model._where = f"{where}: {role}.{'eagle3' if role == 'draft' and config.by_head else 'source'}"
     return config
