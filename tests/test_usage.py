@@ -158,6 +158,12 @@ def test_prompts_in_a_pairs_file_are_beside_it(tmp_path: Path, clean_env: pytest
     assert found.stderr.startswith("cascli: here/own.yaml: defaults.prompts: here/none.jsonl: no such file")
 
 
+@pytest.mark.parametrize("flag", ["--prompts", "--limit"])
+def test_a_bench_without_prompts_refuses_their_flags(flag: str) -> None:
+    found = invoke("bench", *TINY, flag, "2")
+    assert (found.exit_code, found.stderr) == (2, f"cascli: {flag}: bench takes prompts only with --early-exit.\n")
+
+
 def test_prompts_that_a_bench_does_not_use_are_not_read(clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("CASCLI_PROMPTS", "none.jsonl")
     assert invoke("bench", *TINY, "--context", "8", "--repeats", "1", "-q").exit_code == 0
