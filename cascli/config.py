@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from cascli.yaml_files import read_yaml
 
 DEFAULT_PAIR = "qwen2.5-coder"
 MOST_PARTS = 999
+NO_FILE = "PAIR.yaml"
+"""Stands for the file of a pair that is in none, such as one defined in a sweep's own file."""
 _KEYS = "'draft:' and 'target:'"
 """Examples of a pair file's keys."""
 
@@ -201,10 +204,27 @@ class PairConfig(Strict):
     prefix: str = ""
     """Text put before every user turn, such as "summarize: " for T5; not used for raw prompts."""
     _where: str = PrivateAttr("")
+    _folder: Path = PrivateAttr(Path())
+    """What relative paths in the file are relative to."""
+    _named: dict[str, str] = PrivateAttr({"config": NO_FILE})
+    """The flags that select this pair, without dashes, and their values."""
+
+    @property
+    def flags(self) -> str:
+        """The flags that select this pair, quoted for a shell: whether it came from flags, the environment or Python.
+
+        A pair that is in no file of its own is `-c PAIR.yaml`.
+        """
+        spelled = (("-c" if key == "config" else f"--{key}", shlex.quote(text)) for key, text in self._named.items())
+        return " ".join(f"{flag} {text}" for flag, text in spelled)
 
     def place(self, key: str) -> str:
         """How an error message refers to the value of this key."""
         return f"{self._where}: {key}" if self._where else key
+
+    def beside(self, path: str) -> str:
+        """The path of another file that this pair's file names."""
+        return str(self._folder / _at_home(path))
 
     @property
     def models(self) -> dict[str, ModelConfig]:
@@ -271,10 +291,12 @@ def load_config(
         raise ConfigError(unknown("pair", text, pair_files()) + ". Or give the path of a .yaml file.")
     ready = pair_files()
     if text in ready:
-        return _validated(read_yaml(ready[text], _KEYS), str(ready[text].name), ready[text].parent)
+        found = _validated(read_yaml(ready[text], _KEYS), str(ready[text].name), ready[text].parent)
+        return _named_by(found, {"config": text})
     path = here / _at_home(text)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
-        return _validated({"name": path.stem} | read_yaml(path, _KEYS), str(path), path.parent)
+        found = _validated({"name": path.stem} | read_yaml(path, _KEYS), str(path), path.parent)
+        return _named_by(found, {"config": str(path)})
     if path.is_dir():
         raise ConfigError(f"{text}: this is a folder, but a pair is two models: give them as --draft and --target.")
     raise ConfigError(unknown("pair", text, ready) + ". Or give the path of a .yaml file.")
@@ -307,9 +329,16 @@ def pair_of_models(
     models = {role: _model_named(kinds[role], text, spell(role)) for role, text in named.items()}
     labels = {role: _label(model.source) for role, model in models.items()}
     if base is None:
-        return PairConfig(name="+".join(labels.values()), **models)
+        return _named_by(PairConfig(name="+".join(labels.values()), **models), named)
     changed = ", ".join(f"{role} {label}" for role, label in labels.items())
-    return base.model_copy(update={**models, "name": f"{base.name} with {changed}", "about": About()})
+    found = base.model_copy(update={**models, "name": f"{base.name} with {changed}", "about": About()})
+    return _named_by(found, base._named | named)
+
+
+def _named_by(config: PairConfig, flags: dict[str, str]) -> PairConfig:
+    """The pair, with the flags that select it."""
+    config._named = flags
+    return config
 
 
 def source_of(text: str, folder: Path | None = None) -> HubSource | PathSource:
@@ -388,7 +417,7 @@ def _validated(data: dict[str, Any], where: str, folder: Path) -> PairConfig:
         known = _known_keys(tuple(error.errors()[0]["loc"]))
         key, message = first_problem(error, known)
         raise ConfigError(f"{where}: {key}: {message}") from None
-    config._where = where
+    config._where, config._folder = where, folder
     for role, model in config.models.items():
         model._where = f"{where}: {role}.{'eagle3' if role == 'draft' and config.by_head else 'source'}"
     return config

@@ -212,7 +212,7 @@ class Resolved:
     @property
     def kept(self) -> int:
         """Number of each model's likeliest tokens that the trace keeps per position; 0 by default, except for pages."""
-        page = self.format == "html" or (self.format is None and (self.output or "").endswith(".html"))
+        page = self.format == "html" or (self.format is None and (self.output or "").lower().endswith(".html"))
         default = TOP_OF_PAGE if page else 0
         return default if self.top is None else self.top
 

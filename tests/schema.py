@@ -40,7 +40,10 @@ COMMON = {
     "threads": "CPU threads; all cores by default.",
     "format": "Format that -o writes if the file suffix does not determine it.",
     "compile": "Compile decoding steps on a GPU with torch.compile.",
-    "prompts": "A JSONL file with `prompt` or `turns` on each line, or: builtin, mt-bench, spec-bench, speed-bench.",
+    "prompts": (
+        "A JSONL file with `prompt` or `turns` on each line, its path relative to this file, or: builtin, mt-bench,"
+        " spec-bench, speed-bench."
+    ),
     "json": "Print one JSON document instead of text.",
     "quiet": "Print only the essential result.",
     "verbose": "Show what was rejected, and more detail.",

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
+import shlex
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
@@ -37,7 +38,7 @@ from cascli.analysis.replay import (
 )
 from cascli.analysis.theory import expected_cost, expected_rounds, least_cost, speed_up
 from cascli.cli.app import app
-from cascli.config import pair_files
+from cascli.config import load_config, pair_files, pair_of_models
 from cascli.engine import Request
 from cascli.errors import UsageError
 from cascli.jobs.advise import RECORDED_K, Advising, Measured, halves, spread
@@ -702,6 +703,15 @@ def test_plain_speculation_is_available_in_every_engine() -> None:
     assert config_of(block.vllm)["rejection_sample_method"] == "block" and "one by one" in block.transformers_note
 
 
+@pytest.mark.parametrize("spec", ["target", "speculative:k=2"])
+def test_paths_are_quoted_for_vllm(spec: str) -> None:
+    spaced = MODEL.model_copy(update={"source": "path:/el llama/it's"})
+    found = used(spec, info=INFO.model_copy(update={"draft": spaced, "target": spaced}))
+    words = shlex.split(found.vllm)
+    assert words[2] == "/el llama/it's"
+    assert spec == "target" or json.loads(words[4])["model"] == "/el llama/it's"
+
+
 def test_model_free_drafts_are_offered_where_the_engine_supports_them() -> None:
     lookup = used("speculative:draft=prompt-lookup,max_ngram=5,k=7")
     assert config_of(lookup.vllm) == {
@@ -1238,6 +1248,49 @@ def test_the_models_of_a_task_are_used_if_none_are_named(
     clean_env.setenv("HOME", str(tmp_path))
     task.write_text(json.dumps(sweep | {"pair": "~/mine.yaml"}))
     assert f"-c {tmp_path / 'mine.yaml'} " in asked()[2]
+
+
+def test_the_printed_command_runs_however_the_pair_was_named(
+    cli: Callable[..., Result], tmp_path: Path, clean_env: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "my pairs" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(pair_files()["tiny-random"].read_text().replace("name: tiny-random", "name: other"))
+    folder = tmp_path / "el llama"
+    made = load_pair(pair(257))
+    made.target.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+
+    def asked(**environment: object) -> str:
+        for key in ("config", "draft", "target"):
+            clean_env.delenv(f"CASCLI_{key.upper()}", raising=False)
+        for key, value in environment.items():
+            clean_env.setenv(f"CASCLI_{key.upper()}", str(value))
+        found = cli("x", "--max-new-tokens", "2", "--json")
+        assert found.exit_code == 0, found.output
+        command = json.loads(found.stdout)["use"]["command"]
+        clean_env.setenv("CASCLI_CONFIG", "no-such-pair")
+        ran = CliRunner().invoke(app, [*shlex.split(command)[1:], "--max-new-tokens", "2"])
+        assert ran.exit_code == 0, (command, ran.output)
+        return command
+
+    assert f"generate -c '{file}' -s" in asked(config=file)
+    assert f"generate --draft '{folder}' --target '{folder}' -s" in asked(draft=folder, target=folder)
+    assert f"generate -c tiny-random --draft '{folder}' -s" in asked(config="tiny-random", draft=folder)
+
+
+def test_advice_in_python_names_the_pair_as_a_shell_can(tmp_path: Path) -> None:
+    file = tmp_path / "my pair.yaml"
+    file.write_text(yaml.safe_dump(pair()))
+
+    def command(loaded: Pair) -> str:
+        return advise(loaded, "x", max_new_tokens=2).use.command
+
+    assert f"generate -c '{file}' -s" in command(load_pair(file))
+    assert "generate -c tiny-random -s" in command(load_pair("tiny-random"))
+    assert "generate -c PAIR.yaml -s" in command(load_pair(pair()))  # a mapping, whose name nothing can load
+    both = pair_of_models("./a b", "c", load_config("tiny-random"))
+    assert both.flags == "-c tiny-random --draft './a b' --target c"
 
 
 @pytest.mark.parametrize(

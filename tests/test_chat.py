@@ -75,6 +75,7 @@ def test_the_numbers_after_an_answer_fit_one_line(text_pair: Pair) -> None:
         ("/alpha 0.5", "speculative-cascade:rule=token-v3,alpha=0.5,k=4"),
         ("/alpha much", "alpha: Input should be a valid number"),
         ("/k 2", "speculative-cascade:rule=token-v3,alpha=0.3,k=2"),
+        ("/k auto", "alpha=0.3,stop=rate,k=auto"),
         ("/k 0", "k: Input should be greater than or equal to 1"),
         ("/k", "alpha=0.3,k=4"),
         ("/temperature 0.5", "temperature 0.5"),
@@ -119,6 +120,7 @@ def test_a_strategy_without_alpha_or_k_rejects_them(stored: str) -> None:
 
 
 def test_k_is_kept_for_later_strategies(stored: str) -> None:
+    assert "speculative:k=4\n" in talk(stored, "/k auto", "/strategy speculative").stderr
     assert "speculative:k=7" in talk(stored, "/k 7", "/strategy speculative").stderr
 
 

@@ -30,7 +30,7 @@ from cascli.files import write
 from cascli.jobs.bench import bench
 from cascli.prompts import read_prompts
 from cascli.render import export, formats
-from cascli.render.export import Outputs, outputs
+from cascli.render.export import Outputs, check_suffix, outputs
 from cascli.render.summary import cut_by_context, totals
 from cascli.render.tabular import csv_of, parquet_of
 from cascli.settings import Resolved
@@ -336,13 +336,20 @@ def test_html_output_keeps_the_top_tokens_whatever_the_file_name() -> None:
         Resolved(**each).kept
         for each in (
             {"output": "a.html"},
+            {"output": "A.HTML"},
             {"format": "html"},
             {"output": "a", "format": "html"},
             {"format": "html", "top": 2},
         )
     ]
-    assert kept == [5, 5, 5, 2]
+    assert kept == [5, 5, 5, 5, 2]
     assert Resolved(output="a.html", format="json").kept == Resolved(output="a.json").kept == 0
+
+
+def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
+    check_suffix(tmp_path / "SPEED.PNG", (".png", ".svg"), named="--plot")
+    with pytest.raises(UsageError, match=r"unknown suffix '\.gif'"):
+        check_suffix(tmp_path / "x.GIF", (".png", ".svg"), named="--plot")
 
 
 def test_every_promised_format_can_be_written(raced: Comparison, text_pair: Pair) -> None:

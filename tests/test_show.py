@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from contextlib import nullcontext
@@ -340,15 +341,23 @@ def test_what_cannot_be_shown_says_what_to_show_instead(folder: Path, comparison
     profile = "speculation_profile.json"
     assert show(str(comparison), "-o", str(folder / profile)).exit_code == 0
     instead = f"show its folder, {folder}"
+    (folder / "records.jsonl.gz").write_bytes(gzip.compress((folder / "records.jsonl").read_bytes()))
     for name, what in (
         ("records.jsonl", "records of a sweep"),
         (profile, "an acceptance profile for serving tools"),
+        ("records.jsonl.gz", "records of a sweep"),
         ("report.html", "html is for other programs"),
         ("quality-cost.svg", "svg is for other programs"),
         ("quality-cost.png", "png is for other programs"),
     ):
         refused = show(str(folder / name))
         assert (refused.exit_code, refused.stderr) == (2, f"cascli: {folder / name}: {what};\n{instead}\n")
+    (folder / "records.jsonl.gz").unlink()
+    by = folder / "categories.csv"
+    by.write_text(f"category,{show(str(folder), '--format', 'csv', '-o', '-').stdout}")
+    refused = show(str(by))
+    said = f"cascli: {by}: a sweep's rows by category;\n{instead} --by category\n"
+    assert (refused.exit_code, refused.stderr) == (2, said)
     for suffix in ("csv", "html", "md", "parquet"):
         file = tmp_path / f"c.{suffix}"
         assert show(str(comparison), "-o", str(file)).exit_code == 0

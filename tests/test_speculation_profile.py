@@ -192,8 +192,10 @@ def test_the_right_strategy_is_profiled() -> None:
 @pytest.mark.parametrize(
     ("source", "name", "revision"),
     [
-        ("path:/lustre/team/hf/nvidia/Large-8B", "nvidia/Large-8B", None),
-        (r"path:C:\models\mine", "models/mine", None),
+        ("path:/lustre/team/hf/nvidia/Large-8B", "Large-8B", None),
+        (r"path:C:\models\mine", "mine", None),
+        ("path:/home/alice/llama", "llama", None),
+        ("path:/", "/", None),
         ("path:mine", "mine", None),
         ("path:./mine.gguf", "mine.gguf", None),
         ("hub:Qwen/Qwen3-8B@main#0123abc", "Qwen/Qwen3-8B", "0123abc"),

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from cascli import Pair, generate
+from cascli.cli.common import resolved
+from cascli.config import load_config
 from cascli.errors import UsageError
+from cascli.settings import Settings
 from tests.commands import invoke, shell
 from tests.pairs import pair
 
@@ -132,6 +135,33 @@ def test_an_error_names_the_variable(
     found = invoke(*command)
     assert found.exit_code == 2
     assert found.stderr.removeprefix("cascli: ").removeprefix("environment variable ").startswith(f"CASCLI_{said}")
+
+
+def test_prompts_in_a_pairs_file_are_beside_it(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> None:
+    clean_env.chdir(tmp_path)
+    Path("here").mkdir()
+    for folder in ("", "here/"):
+        Path(f"{folder}q.jsonl").write_text(json.dumps({"prompt": "hi", "id": f"{folder}q"}))
+
+    def named(prompts: str) -> str:
+        Path("here/own.yaml").write_text(json.dumps(pair(300) | {"defaults": {"prompts": prompts}}))
+        return str(resolved(Settings(), load_config("here/own.yaml")).prompts)
+
+    for prompts in ("-", "builtin", "mt-bench", str(tmp_path / "q.jsonl")):
+        assert named(prompts) == prompts
+    assert named("~/q.jsonl") == str(Path.home() / "q.jsonl")
+    assert named("q.jsonl") == "here/q.jsonl"
+    found = invoke("generate", "-c", "here/own.yaml", "--max-new-tokens", "2", "--json")
+    assert '"prompt_id":"here/q"' in found.stdout
+    named("none.jsonl")
+    found = invoke("generate", "-c", "here/own.yaml")
+    assert found.stderr.startswith("cascli: here/own.yaml: defaults.prompts: here/none.jsonl: no such file")
+
+
+@pytest.mark.parametrize("flag", ["--prompts", "--limit"])
+def test_a_bench_without_prompts_refuses_their_flags(flag: str) -> None:
+    found = invoke("bench", *TINY, flag, "2")
+    assert (found.exit_code, found.stderr) == (2, f"cascli: {flag}: bench takes prompts only with --early-exit.\n")
 
 
 def test_prompts_that_a_bench_does_not_use_are_not_read(clean_env: pytest.MonkeyPatch) -> None:

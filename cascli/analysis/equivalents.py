@@ -92,7 +92,7 @@ Equivalent = tuple[str | None, str | None]
 
 
 def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Equivalent:
-    target = _model(pair.target.source, "TARGET")
+    target = shlex.quote(_model(pair.target.source, "TARGET"))
     if pair.target.encoder is not None:
         return None, "no support for encoder-decoder text models"
     if plain:

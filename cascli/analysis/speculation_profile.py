@@ -7,7 +7,6 @@ simulator takes the conditional rates (`aic_nextn_accept_rates`), vLLM's synthet
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
@@ -40,7 +39,7 @@ class Checkpoint(Data):
     """A model, named without the full paths of this machine."""
 
     id: str
-    """The model's name on the hub, or the last two parts of its path."""
+    """The model's name on the hub, or the last part of its path."""
     revision: str | None = None
     """Revision on the hub."""
     dtype: str
@@ -54,8 +53,8 @@ class Checkpoint(Data):
             name, _, revision = place.partition("@")
             return cls(id=name, revision=WITH_COMMIT.sub(r"\1", revision) or None, dtype=dtype)
         # Windows paths accept both kinds of slash.
-        parts = [part for part in PureWindowsPath(place).parts if not re.fullmatch(r"([A-Za-z]:)?[\\/]*", part)]
-        return cls(id="/".join(parts[-2:]) if kind == "path" else source, dtype=dtype)
+        name = PureWindowsPath(place).name or place
+        return cls(id=name if kind == "path" else source, dtype=dtype)
 
 
 class Conditions(Data):

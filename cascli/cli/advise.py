@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascli.cli import common, complete
-from cascli.cli.options import LOADING, PAIR, Flags, flag_name, with_shared
+from cascli.cli.options import LOADING, Flags, flag_name, with_shared
 from cascli.errors import CheckFailed, UsageError
 from cascli.render import formats
 
@@ -185,16 +185,11 @@ def _note_broken_plugins(plan: Plan) -> None:
 
 
 def _model_flags(flags: Flags, plan: Plan, task: Models | None) -> str:
-    """The flags that select the models: as given, else as in the task's file."""
-    given = {} if task is None else {"config": task.named, "dtype": plan.dtype}
-    given |= {key: value for key in PAIR if (value := getattr(flags, key)) is not None}
+    """The flags that select the models, and their device and precision: as given, else as in the task's file."""
+    given = {} if task is None else {"dtype": plan.dtype}
     given |= {key: value for key, value in flags.given.given().items() if key in ("device", "dtype")}
-    spelled = (
-        f"{'-c' if key == 'config' else flag_name(key)} {shlex.quote(str(value))}"
-        for key, value in given.items()
-        if value is not None
-    )
-    return " ".join(spelled) or f"-c {shlex.quote(plan.config.name)}"
+    loading = (f"{flag_name(key)} {shlex.quote(str(value))}" for key, value in given.items() if value is not None)
+    return " ".join([plan.config.flags, *loading])
 
 
 def _check(advice: Advice, min_speedup: float | None) -> None:

@@ -138,12 +138,13 @@ def _early_exit_prompts(plan: common.Plan, flags: Flags, *, early_exit: bool) ->
     """The prompts that the target answers: those of a file, else one of each built-in category; none without exits.
 
     Raises:
-        UsageError: a file that is not used here, or one that cannot be read.
+        UsageError: a file or a number of prompts that is not used here, or a file that cannot be read.
     """
     from cascli.prompts import builtin
 
-    if flags.given.prompts and not early_exit:
-        raise UsageError("--prompts: bench takes prompts only with --early-exit.")
+    for key in ("prompts", "limit"):
+        if getattr(flags.given, key) is not None and not early_exit:
+            raise UsageError(f"--{key}: bench takes prompts only with --early-exit.")
     if not early_exit:
         return []
     if plan.settings.prompts is not None:

@@ -210,7 +210,7 @@ COMMANDS: dict[str, Handler] = {
 ARGUMENTS = {
     "strategy": "[SPEC]",
     "alpha": "[A]",
-    "k": "[N]",
+    "k": "[N|auto]",
     "temperature": "[T]",
     "tokens": "[N]",
     "compare": "[TEXT]",

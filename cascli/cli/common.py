@@ -261,9 +261,19 @@ def resolved(given: Settings, config: PairConfig | None = None) -> Resolved:
     from cascli.settings import Settings, from_environment, in_environment, resolve
 
     defaults, place = (
-        (Settings(), str) if config is None else (config.defaults, lambda key: config.place(f"defaults.{key}"))
+        (Settings(), str) if config is None else (_defaults_of(config), lambda key: config.place(f"defaults.{key}"))
     )
     return resolve(given, from_environment(), defaults, spell=(flag_name, in_environment, place))
+
+
+def _defaults_of(config: PairConfig) -> Settings:
+    """The pair's defaults; a file of prompts that they name is where the pair's file says, from any folder."""
+    from cascli.weights.prompt_sets import SETS
+
+    prompts = config.defaults.prompts
+    if prompts is None or prompts in ("-", "builtin", *SETS):
+        return config.defaults
+    return config.defaults.model_copy(update={"prompts": config.beside(prompts)})
 
 
 def plan(flags: Flags, config: PairConfig | None = None, *, writes: bool = False) -> Plan:

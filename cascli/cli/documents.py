@@ -363,6 +363,8 @@ KINDS: dict[str, type[Saved]] = {
 
 FOR_OTHERS = frozenset(formats.ANY) - {"json", "jsonl", "csv", formats.PROFILE}
 """Suffixes of files that other programs show."""
+RECORDS_PACKED = "records.jsonl.gz"
+"""A sweep's records as they are archived."""
 PARTS = {"cell": "records of a sweep", "accept_length_by_k": "an acceptance profile for serving tools"}
 """What JSON without a schema is, by a key that it has."""
 
@@ -385,6 +387,8 @@ def read(file: Path, note: Callable[[str], None]) -> Saved:
         text = files.text_of(file, files.JSON_BYTES, cut=lines)
         return opened(runs_of_lines(text, file, note) if lines else text, file)
     except UsageError:
+        if file.name == RECORDS_PACKED and file.is_file():
+            raise show_sweep.not_shown(file, PARTS["cell"]) from None
         if suffix in FOR_OTHERS and file.is_file():
             raise show_sweep.not_shown(file, f"{suffix} is for other programs") from None
         raise

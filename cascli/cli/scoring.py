@@ -33,8 +33,6 @@ class Models(NamedTuple):
     """The pair and the precision named in a task's file."""
 
     pair: PairConfig
-    named: str
-    """As `-c` takes it; a placeholder if the pair is defined in the task's own file."""
     dtype: str | None
 
 
@@ -44,19 +42,13 @@ def models_of(task: str, flags: Flags) -> Models | None:
     Raises:
         ConfigError: a sweep or a pair that does not exist, or an error in one.
     """
-    from cascli.config import pair_files
     from cascli.sweeps.plan import load_plan, pair_of, plan_file
 
     if common.requested_pair(flags) is not None:
         return None
     file = plan_file(task)
     sweep = load_plan(file)
-    pair = pair_of(sweep, file.parent, str(file))
-    if isinstance(sweep.pair, str):
-        named = sweep.pair if sweep.pair in pair_files() else str(file.parent / Path(sweep.pair).expanduser())
-    else:
-        named = "PAIR.yaml"
-    return Models(pair, named, sweep.chosen_dtype)
+    return Models(pair_of(sweep, file.parent, str(file)), sweep.chosen_dtype)
 
 
 def scored(

@@ -36,11 +36,14 @@ def document(file: Path) -> tuple[Path, str] | None:
     return None
 
 
-def not_shown(file: Path, what: str) -> UsageError:
-    """The error about a file for other programs, or a part of a sweep: what it is, and what to show instead."""
+def not_shown(file: Path, what: str, flags: str = "") -> UsageError:
+    """The error about a file for other programs, or a part of a sweep: what it is, and what to show instead.
+
+    `flags` are those with which a sweep's folder shows the same.
+    """
     folder = file.parent
     part = (folder / "sweep.json").is_file()
-    return UsageError(f"{file}: {what};\n{f'show its folder, {folder}' if part else SAME_AS_JSON}")
+    return UsageError(f"{file}: {what};\n{f'show its folder, {folder}{flags}' if part else SAME_AS_JSON}")
 
 
 def table_of(folder: Path) -> SweepTable:
@@ -119,6 +122,8 @@ def _from_csv(file: Path) -> SweepTable:
     from cascli.sweeps.table import SweepTable
 
     lines = csv.DictReader(io.StringIO(files.text_of(file, files.JSON_BYTES, encoding="utf-8-sig"), newline=""))
+    if "category" in (lines.fieldnames or ()):  # several rows of each strategy: not those of the whole sweep
+        raise not_shown(file, "a sweep's rows by category", " --by category")
     missing = [name for name in NEEDED if name not in (lines.fieldnames or ())]
     if missing:
         raise UsageError(f"{file}: not a sweep's results.csv: it has no column '{missing[0]}';\n{SAME_AS_JSON}")

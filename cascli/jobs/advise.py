@@ -203,7 +203,7 @@ class Advising:
         check_prompts(pair, prompts, settings)  # before minutes are spent on others
         self._pair, self._settings, self._tolerance, self._score = pair, settings, tolerance, score
         self._recorded_prompts, self._measured_prompts = halves(prompts)
-        self._on_progress, self._models, self._date = on_progress, models or f"-c {pair.name}", now()
+        self._on_progress, self._models, self._date = on_progress, models or pair.config.flags, now()
 
     def advice(self) -> Advice:
         """Record, time, predict, measure, and decide."""

@@ -83,11 +83,14 @@ class Chat:
         self._set_strategy(parse(with_params(self.strategy.name, {**self.strategy.params, key: value})))
 
     def set_k(self, value: str) -> None:
-        """Draft this many tokens per round, also with strategies chosen later.
+        """Draft this many tokens per round, also with strategies chosen later; `auto` is for the current one alone.
 
         Raises:
             UsageError: the number is out of range, or the current strategy does not draft ahead.
         """
+        if value == "auto":
+            self.set_parameter("k", value)
+            return
         settings = self._changed("num_speculative_tokens", value, "k")
         self.set_parameter("k", value)
         self.settings = settings

@@ -155,9 +155,10 @@ def check_suffix(path: Path, allowed: Sequence[str], *, named: str) -> None:
     Raises:
         UsageError: the suffix is not one of `allowed`, or the folder does not exist.
     """
-    if path.suffix not in allowed:
+    suffix = path.suffix.lower()
+    if suffix not in allowed:
         # '.htm' is probably meant as '.html', but '.svg' is no misspelled '.csv'.
-        raise UsageError(f"{named}: " + unknown("suffix", path.suffix, allowed, cutoff=0.8))
+        raise UsageError(f"{named}: " + unknown("suffix", suffix, allowed, cutoff=0.8))
     check_place(path, named=named)
 
 

@@ -71,7 +71,7 @@ def plot_sweep(
         without_glyph_warnings(),
     ):
         figure = _figure(plt, rows, metric, title)
-        kind = kind or (target.suffix[1:] if isinstance(target, Path) else "svg")
+        kind = kind or (target.suffix[1:].lower() if isinstance(target, Path) else "svg")
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # so that the same table gives the same file
         figure.savefig(target, dpi=150, format=kind, metadata=dates.get(kind))
     plt.close(figure)

@@ -28,6 +28,7 @@ LARGEST = 2**24
 _CONFIG_BYTES = 64 * MEGABYTE
 _COUNTS = ("layer", "block", "depth")
 _SIZES = ("size", "width", "dim", "heads", "experts", "n_embd", "n_head", "n_inner", "d_model", "d_ff")
+_PICKLES = (".bin", ".pt", ".pth")
 _POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 _TOKENIZER_SECONDS = 60
 _MADE_UP = 8
@@ -210,8 +211,16 @@ def _check_files(folder: Path) -> None:
     """Reject files that a loader would wait for, or read forever, and those that are not there yet.
 
     Raises:
-        RunError: the folder contains a pipe or a device, or what Git LFS leaves in place of a file.
+        RunError: the folder contains a pipe or a device, what Git LFS leaves in place of a file, or weights in pickles
+            alone.
     """
+    suffixes = {path.suffix: path.name for path in sorted(folder.iterdir(), reverse=True)}
+    pickled = next((suffixes[suffix] for suffix in _PICKLES if suffix in suffixes), None)
+    if pickled is not None and not suffixes.keys() & {".safetensors", ".gguf"}:
+        raise RunError(
+            f"{folder}: {pickled} is a pickle, which can run code and is not read; there are no safetensors.\n"
+            "If you trust it, convert it: load the model with transformers, and save_pretrained() writes safetensors."
+        )
     for path in sorted(folder.iterdir()):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise RunError(f"{path}: not a regular file, so it does not belong in a model folder.")

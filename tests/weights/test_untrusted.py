@@ -191,7 +191,17 @@ def test_an_index_without_files_is_refused(folder: Path) -> None:
 def test_pickles_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    assert "safetensors" in refused(folder)
+    said = (
+        "pytorch_model.bin is a pickle, which can run code and is not read; there are no safetensors.\nIf you trust it,"
+    )
+    assert said in refused(folder)
+    with pytest.raises(RunError, match="is a pickle"):  # as init reads it, before any weights
+        untrusted.config_of(folder)
+
+
+def test_pickles_beside_safetensors_are_no_obstacle(folder: Path) -> None:
+    torch.save({}, folder / "training_args.bin")
+    assert untrusted.config_of(folder).model_type
 
 
 @pytest.mark.parametrize(
