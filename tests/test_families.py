@@ -13,6 +13,7 @@ from cascli.errors import RunError
 from cascli.models.cache import check_supported
 from cascli.models.choose_runner import why_eager
 from cascli.models.cpu.batch_reader import why_alone
+from cascli.models.gpu.decode_attention import can_decode
 from cascli.models.memory import token_bytes
 from tests.pairs import model
 
@@ -29,10 +30,22 @@ GEMMA4: dict[str, Any] = {
     "tie_word_embeddings": False,
     "initializer_range": 1.0,
 }
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 12,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
+    "head_dim": 4,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "olmo": {"model_type": "olmo"},  # its norms have no weights
     "gemma4": GEMMA4,  # heads of full layers are wider
     "diffllama": {"model_type": "diffllama", "num_key_value_heads": 2},  # splits the values that its cache returns
+    # Cache latents, of which keys and values are computed.
+    "minicpm3": {"model_type": "minicpm3", "dim_model_base": 16, "scale_emb": 1, "scale_depth": 3} | LATENT,
+    "youtu": {"model_type": "youtu"} | LATENT,
 }
 EXPERTS: dict[str, dict[str, Any]] = {
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4},
@@ -75,6 +88,12 @@ def test_answers_are_transformers_own_alone_and_in_a_batch(name: str) -> None:
         assert [generate(two, prompt_ids=ids, strategy=strategy, **how).token_ids for ids in PROMPTS] == texts
         many = generate_many(two, prompt_ids=PROMPTS, strategy=strategy, batch_size=3, **how)
         assert [run.token_ids for run in many] == texts
+
+
+@pytest.mark.parametrize("name", ["minicpm3", "youtu"])
+def test_texts_of_models_that_cache_latents_share_no_pass(name: str) -> None:
+    module = loaded(name).target.model
+    assert "cannot keep texts apart" in str(why_alone(module)) and not can_decode(module)
 
 
 @pytest.mark.skipif(not hasattr(PreTrainedConfig, "per_layer_config"), reason="this transformers has one width for all")

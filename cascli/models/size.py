@@ -161,6 +161,11 @@ def has_experts(config: PreTrainedConfig) -> bool:
     return any(getattr(each, key, None) for each in (config, nested) for key in _EXPERTS)
 
 
+def caches_latents(config: PreTrainedConfig) -> bool:
+    """Whether a layer caches one latent state per token instead of the keys and values that it expands it to."""
+    return bool(getattr(config, "kv_lora_rank", None))
+
+
 def head_dim(config: PreTrainedConfig) -> int:
     """Width of an attention head of a layer with this config."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
