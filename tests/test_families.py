@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,17 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from cascli import Pair, generate, generate_many, load_pair
+from cascli.cli.init import pair_file
+from cascli.config import load_config, pair_of_models
 from cascli.errors import RunError
 from cascli.models.cache import check_supported
 from cascli.models.choose_runner import why_eager
 from cascli.models.cpu.batch_reader import why_alone
+from cascli.models.cpu.int8_linear import can_int8
 from cascli.models.gpu.decode_attention import can_decode
 from cascli.models.memory import token_bytes
+from cascli.models.size import has_experts
+from cascli.models.survey import survey
 from tests.pairs import model
 
 GEMMA4: dict[str, Any] = {
@@ -109,6 +115,28 @@ def test_models_with_experts_read_texts_one_by_one(name: str) -> None:
     module = load_pair({"target": target}).target.model
     assert "experts" in str(why_alone(module))
     assert "experts" in str(why_eager(module))
+
+
+@pytest.mark.skipif(not can_int8(), reason="this torch has no int8 kernels")
+def test_models_with_experts_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their experts, nearly all their weights, would stay in float32."""
+    mixed = {"draft": model(1, 64, **EXPERTS["mixtral"]), "target": model(2, 64)}
+    with pytest.raises(RunError, match=r"experts of models of type 'mixtral'; use --dtype bfloat16 or float32"):
+        load_pair(mixed, dtype="int8")
+    monkeypatch.setattr("cascli.models.size.LARGE", 1)
+    assert load_pair({"draft": mixed["target"], "target": mixed["draft"]}).info.draft.dtype == "int8"
+    assert load_pair(mixed).info.draft.dtype == "float32"
+    assert not has_experts(AutoConfig.for_model("doge"))
+
+
+def test_init_counts_experts_as_they_run() -> None:
+    config = load_config({"draft": model(1, 64, **EXPERTS["mixtral"]), "target": model(2, 64)})
+    found = survey(config)
+    draft = found.models["draft"]._replace(weights=10**9)
+    assert found.precisions == ("float32", "bfloat16")
+    assert "int8" not in pair_file(pair_of_models("a/b", "c/d"), found, Path("x.yaml")).partition("\nname:")[0]
+    assert found._replace(models={"draft": draft}).auto_bytes() == 4 * 10**9
+    assert found._replace(models={"draft": draft._replace(experts=False)}).auto_bytes() == 10**9
 
 
 @pytest.mark.parametrize(

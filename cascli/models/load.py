@@ -41,7 +41,7 @@ from cascli.models.memory import check_weights
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
 from cascli.models.rotary import changes_at
-from cascli.models.size import is_large, weights_of
+from cascli.models.size import has_experts, is_large, weights_of
 from cascli.models.stages import OnStage, Stages, Work, unseen
 from cascli.models.tokenizer import ids_of
 from cascli.models.translated_runner import TranslatedRunner
@@ -128,10 +128,17 @@ class _Part(NamedTuple):
         """
         model, model_config, folder = config.models[role], description.configs[role], description.folders[role]
         requested = model.requested_dtype(dtype, config.defaults.dtype)
+        experts = has_experts(model_config.get_text_config())
         with explained(model):
-            large = requested == "auto" and role == "draft" and is_large(model_config)
-        overflows = f"models of type '{model_config.model_type}'" if model_config.is_encoder_decoder else None
-        precision = choose_dtype(requested, device, may_round=large, overflows=overflows)
+            large = requested == "auto" and role == "draft" and not experts and is_large(model_config)
+        models = f"models of type '{model_config.model_type}'"
+        precision = choose_dtype(
+            requested,
+            device,
+            may_round=large,
+            overflows=models if model_config.is_encoder_decoder else None,
+            experts_of=models if experts else None,
+        )
         cut = None
         if isinstance(model, DraftConfig) and model.vocab is not None:
             rows = model_config.get_text_config().vocab_size

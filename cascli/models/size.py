@@ -158,6 +158,8 @@ def layer_configs(config: PreTrainedConfig, layers: int) -> list[PreTrainedConfi
 def has_experts(config: PreTrainedConfig) -> bool:
     """Whether a token passes through some experts of each layer only (mixture of experts)."""
     nested = getattr(config, "ffn_config", None)  # DBRX
+    if getattr(config, "is_moe", None) is False:  # Doge has their number even so
+        return False
     return any(getattr(each, key, None) for each in (config, nested) for key in _EXPERTS)
 
 
