@@ -50,11 +50,12 @@ def weights_of(model: nn.Module | PreTrainedConfig) -> int:
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"), no_init():
             model = auto_class(model).from_config(model)
+        model.tie_weights()  # which transformers leaves out where it draws no weights
     return sum(each.numel() for each in model.parameters())
 
 
-def is_large(model: nn.Module | PreTrainedConfig) -> bool:
-    """Whether a model, or a model with this config, has at least `LARGE` weights."""
+def is_large(model: nn.Module) -> bool:
+    """Whether a model has at least `LARGE` weights."""
     return weights_of(model) >= LARGE
 
 
