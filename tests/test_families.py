@@ -102,6 +102,39 @@ def test_texts_of_models_that_cache_latents_share_no_pass(name: str) -> None:
     assert "cannot keep texts apart" in str(why_alone(module)) and not can_decode(module)
 
 
+@pytest.mark.parametrize("name", ["llama", "minicpm3", "youtu"])
+def test_memory_of_a_token_is_what_its_cache_holds(name: str) -> None:
+    target = loaded(name).target if name in FAMILIES else load_pair({"target": model(1, 64)}).target
+    target.runner.forward(torch.tensor([1, 2, 3]), 1)
+    states = [each for layer in target.runner.cache.layers for each in (layer.states.keys, layer.states.values)]
+    assert token_bytes(target.model) == sum(each[0, :, 0].numel() * each.itemsize for each in states)
+
+
+@pytest.mark.parametrize("name", ["minicpm3", "youtu"])
+def test_operations_of_models_that_cache_latents_are_not_estimated(name: str) -> None:
+    """Each pass expands all latents in the cache, for which the estimate has no place."""
+    run = generate(loaded(name), prompt_ids=[1, 2], strategy="speculative:k=2", max_new_tokens=4)
+    assert run.metrics.total_flops is None and run.metrics.weight_bytes_read > 0
+    assert run.pair.target.attention_width is None
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+        {"model_type": "whisper", "d_model": 32, "max_target_positions": 64, "is_encoder_decoder": False}
+        | {f"{part}_{key}": 2 for part in ("encoder", "decoder") for key in ("layers", "attention_heads")},
+    ],
+)
+def test_a_context_may_be_named_otherwise(shape: dict[str, Any]) -> None:
+    """Beyond it, these models end with an error of torch."""
+    values = {"vocab_size": 64, "pad_token_id": 1, "eos_token_id": None, "bos_token_id": 0} | shape
+    two = load_pair({"target": {"source": {"random": values}}})
+    assert two.context == 64
+    run = generate(two, prompt_ids=list(range(2, 60)), strategy="target", max_new_tokens=20, temperature=0.0)
+    assert len(run.token_ids) == 64 - 58
+
+
 @pytest.mark.skipif(not hasattr(PreTrainedConfig, "per_layer_config"), reason="this transformers has one width for all")
 def test_widths_are_those_of_each_layer() -> None:
     target = loaded("gemma4").target

@@ -40,7 +40,7 @@ class Size(NamedTuple):
 
     parameters: int
     weight_bytes: int
-    attention_width: int
+    attention_width: int | None
     output_parameters: int | None = None
     encoder: EncoderInfo | None = None
 
@@ -122,7 +122,7 @@ def size_of(model: Network) -> Size:
         encoder = EncoderInfo(
             parameters=sum(count for count, _ in of_prompt),
             weight_bytes=sum(size for _, size in of_prompt),
-            attention_width=_attention_width(text, text.num_hidden_layers),
+            attention_width=_heads_width(text, text.num_hidden_layers),
         )
     return Size(
         parameters=sum(count for count, _ in matrices.values()),
@@ -174,5 +174,21 @@ def head_dim(config: PreTrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _attention_width(config: PreTrainedConfig, layers: int) -> int:
+def cache_width(config: PreTrainedConfig) -> int:
+    """Numbers that a layer with this config caches per token: keys and values, or the latent that they come from."""
+    if caches_latents(config):
+        return int(config.kv_lora_rank + config.qk_rope_head_dim)
+    return 2 * int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_dim(config)
+
+
+def _attention_width(config: PreTrainedConfig, layers: int) -> int | None:
+    """Attention heads times head width, over all layers; None where that does not determine the work of attention.
+
+    A pass over a cache of latents expands all of them to keys and values, which is most of the work in a long text, and
+    happens once a pass whatever its number of tokens.
+    """
+    return None if caches_latents(config) else _heads_width(config, layers)
+
+
+def _heads_width(config: PreTrainedConfig, layers: int) -> int:
     return sum(int(each.num_attention_heads) * head_dim(each) for each in layer_configs(config, layers))
