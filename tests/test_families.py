@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from cascli import Pair, generate, generate_many, load_pair
 from cascli.cli.init import pair_file
 from cascli.config import load_config, pair_of_models
 from cascli.errors import RunError
-from cascli.models.cache import check_supported
+from cascli.models.cache import _OWN_POSITIONS, check_supported
 from cascli.models.choose_runner import why_eager
 from cascli.models.cpu.batch_reader import why_alone
 from cascli.models.cpu.int8_linear import can_int8
@@ -178,6 +179,8 @@ def test_init_counts_experts_as_they_run() -> None:
         ("cpmant", "tokens of its own"),
         ("dory", "in loops"),
         ("moshi", "other texts with its cache"),
+        ("prophetnet", "only one token at a time"),
+        *((each, "positions from the id of its padding token") for each in _OWN_POSITIONS),
         ("llava", "reads more than text.*the 'llama' that it is built on"),
         ("qwen2_vl", "reads more than text"),
         ("emu3", "reads more than text"),
@@ -188,4 +191,26 @@ def test_models_that_cannot_be_decoded_are_refused_with_a_reason(kind: str, word
     if kind not in CONFIG_MAPPING:
         pytest.skip("this transformers does not have it")
     with pytest.raises(RunError, match=f"(?s){words}"):
-        check_supported(AutoConfig.for_model(kind))
+        check_supported(AutoConfig.for_model(kind, is_encoder_decoder=False, is_decoder=True))
+
+
+def test_a_decoder_of_another_depth_than_its_cache_is_refused() -> None:
+    """The cache that transformers makes for it has the encoder's depth; the first step ended with an IndexError."""
+    shape = {"model_type": "bart", "vocab_size": 64, "d_model": 32, "is_encoder_decoder": False, "decoder_layers": 3}
+    shape |= {"decoder_attention_heads": 4, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    with pytest.raises(RunError, match=r"(?s)3 decoder_layers, .* cache of 2, .*set encoder_layers to 3"):
+        load_pair({"target": {"source": {"random": shape | {"encoder_layers": 2}}}})
+    two = load_pair({"target": {"source": {"random": shape | {"encoder_layers": 3}}}})
+    assert generate(two, prompt_ids=[5, 6], strategy="target", max_new_tokens=3, temperature=0.0).token_ids
+
+
+def test_kin_of_roberta_are_known() -> None:
+    """All that make positions of their own from the ids that they read, although they take others."""
+    own = {
+        config_class.model_type
+        for config_class in MODEL_FOR_CAUSAL_LM_MAPPING
+        if "create_position_ids_from_input_ids"
+        in inspect.getsource(inspect.getmodule(model_class := MODEL_FOR_CAUSAL_LM_MAPPING[config_class]))
+        and "position_ids" in inspect.signature(model_class.forward).parameters
+    }
+    assert own <= set(_OWN_POSITIONS)
