@@ -83,10 +83,11 @@ def pair_file(config: PairConfig, survey: PairSurvey, file: Path) -> str:
         )
     chat = "has a chat template" if survey.chat else "has no chat template: prompts are continued as they are"
     context = "" if survey.context is None else f" Texts of up to {survey.context:,} tokens."
-    sizes = ", ".join(f"{_gb(survey.weight_bytes(dtype))} in {dtype}" for dtype in ("float32", "bfloat16", "int8"))
+    sizes = ", ".join(f"{_gb(survey.weight_bytes(dtype))} in {dtype}" for dtype in survey.precisions)
+    on_cpu = " (int8 on a CPU only)" if "int8" in survey.precisions else ""
     return f"""# A pair for cascli; its keys are explained in configs/pair.schema.json and docs/pairs.md.
 # {shared}; the target {chat}.{context}
-# The weights take {sizes} (int8 on a CPU only).
+# The weights take {sizes}{on_cpu}.
 name: {yaml_text(file.stem)}
 {roles}
 defaults:  # any flag, by its long name with underscores; flags and CASCLI_... override it

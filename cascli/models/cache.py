@@ -24,10 +24,16 @@ ENCODER_DECODERS = ("t5",)
 """Supported encoder-decoders, by their names in transformers; `cascli.models.encoder_decoder` runs them."""
 _OWN_CACHES = ("xlm", "xlstm")
 """Models whose forward takes a `cache` that is none of keys and values."""
+_OWN_POSITIONS = (
+    *("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+"""RoBERTa and its kin, whose positions begin after the padding token's id and leave out padding."""
 _UNSUITED = {
+    **dict.fromkeys(_OWN_POSITIONS, "counts positions from the id of its padding token"),
     "cpmant": "puts tokens of its own before those of a text",
     "dory": "adds layers to its cache while it runs them in loops",
     "moshi": "writes, beyond its window, other texts with its cache than without",
+    "prophetnet": "reads only one token at a time with its cache",
 }
 """Models that cannot be decoded with this cache, and why."""
 _OF_MORE_THAN_TEXT = ("emu3",)
@@ -294,6 +300,12 @@ def check_supported(config: PreTrainedConfig) -> None:
         )
     elif config.model_type in _UNSUITED:
         raise RunError(f"model type '{config.model_type}' {_UNSUITED[config.model_type]};\nuse another kind of model.")
+    depth, cached = getattr(config, "decoder_layers", None), config.get_text_config().num_hidden_layers
+    if depth not in (None, cached):
+        raise RunError(
+            f"model type '{config.model_type}' has {depth} decoder_layers, but transformers makes a cache of {cached},"
+            f" its encoder_layers;\nset encoder_layers to {depth} in its config.json: decoding uses no encoder."
+        )
     with torch.device("meta"):
         layers = RewindCache(config.get_text_config()).layers
     if not layers or not layers_of(config.get_text_config()):

@@ -229,8 +229,16 @@ def _tokenizer_folders(config: PairConfig, folders: Mapping[str, Path | None]) -
 
 def context_of(*configs: PreTrainedConfig) -> int | None:
     """The longest text in tokens that all of these models accept; None if none of them specifies it."""
-    lengths = [getattr(each.get_text_config(), "max_position_embeddings", None) for each in configs]
+    lengths = (_context(each.get_text_config()) for each in configs)
     return min((length for length in lengths if length), default=None)
+
+
+_CONTEXT = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+"""Keys of configs for the longest text; the last two are MPT's and Whisper's."""
+
+
+def _context(config: PreTrainedConfig) -> int | None:
+    return next((length for key in _CONTEXT if (length := getattr(config, key, None))), None)
 
 
 def require_folder(folder: Path | None) -> Path:

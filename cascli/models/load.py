@@ -41,7 +41,7 @@ from cascli.models.memory import check_weights
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.placement import BYTES, DTYPES, choose_device, choose_dtype
 from cascli.models.rotary import changes_at
-from cascli.models.size import is_large, weights_of
+from cascli.models.size import has_experts, weights_of
 from cascli.models.stages import OnStage, Stages, Work, unseen
 from cascli.models.tokenizer import ids_of
 from cascli.models.translated_runner import TranslatedRunner
@@ -117,6 +117,8 @@ class _Part(NamedTuple):
     """What its head is cut to."""
     store: PackedStore | None
     """Keeps its packed layers between starts."""
+    weights: int
+    """Number of its weights."""
 
     @classmethod
     def of(
@@ -128,10 +130,17 @@ class _Part(NamedTuple):
         """
         model, model_config, folder = config.models[role], description.configs[role], description.folders[role]
         requested = model.requested_dtype(dtype, config.defaults.dtype)
+        experts = has_experts(model_config.get_text_config())
         with explained(model):
-            large = requested == "auto" and role == "draft" and is_large(model_config)
-        overflows = f"models of type '{model_config.model_type}'" if model_config.is_encoder_decoder else None
-        precision = choose_dtype(requested, device, may_round=large, overflows=overflows)
+            weights = weights_of(model_config)
+        models = f"models of type '{model_config.model_type}'"
+        precision = choose_dtype(
+            requested,
+            device,
+            may_round=role == "draft" and not experts and weights >= size.LARGE,
+            overflows=models if model_config.is_encoder_decoder else None,
+            experts_of=models if experts else None,
+        )
         cut = None
         if isinstance(model, DraftConfig) and model.vocab is not None:
             rows = model_config.get_text_config().vocab_size
@@ -139,16 +148,19 @@ class _Part(NamedTuple):
             if description.translation is not None:
                 description.translation.check_cut(cut.ids, model.key("vocab"))
         store = store_for(folder, precision, cut.digest if cut else "") if device.type == "cpu" else None
-        return cls(role, model, model_config, folder, precision, device, cut, store)
+        return cls(role, model, model_config, folder, precision, device, cut, store, weights)
+
+    @property
+    def large(self) -> bool:
+        """Whether its layers are worth packing."""
+        return self.weights >= size.LARGE
 
     @property
     def work(self) -> Work:
         """The work of loading it, for progress displays."""
-        with explained(self.model):
-            weights = weights_of(self.config)
-        packs = self.dtype == "int8" or (weights >= size.LARGE and self.store is not None)
+        packs = self.dtype == "int8" or (self.large and self.store is not None)
         verb = "packing" if packs and not (self.store is not None and self.store.is_usable) else "reading"
-        return Work(self.role, verb, weights, BYTES[self.dtype], self.config.get_text_config().num_hidden_layers)
+        return Work(self.role, verb, self.weights, BYTES[self.dtype], self.config.get_text_config().num_hidden_layers)
 
 
 def _load(
@@ -279,13 +291,13 @@ def _on_cpu(part: _Part, stages: Stages) -> PreTrainedModel:
         module = _module(part, work)
         if part.cut is not None:
             cut_head(module, part.cut)
-        fit(module, part.dtype, None, None, stages.reached)
+        fit(module, part.dtype, None, None, stages.reached, part.large)
         choose_rows(module)
         return module
     module, read = opened
     if part.cut is not None:
         read = cut_head(module, part.cut, read) or read
-    fit(module, part.dtype, read, part.store, stages.reached)
+    fit(module, part.dtype, read, part.store, stages.reached, part.large)
     if part.store is not None and part.store.needs(module):
         stages.report("saving the packed weights for the next start")
         part.store.save(module)
@@ -297,7 +309,7 @@ def _check_memory(part: _Part) -> None:
     """Reject or warn of weights that do not fit; random ones are drawn in the precision that the model works in."""
     source, drawn = part.model.source, isinstance(part.model.source, RandomSource)
     dtype = str(working_dtype(part.dtype)).removeprefix("torch.") if drawn else part.dtype
-    check_weights(source, weights_of(part.config) * BYTES[dtype], dtype, drawn=drawn)
+    check_weights(source, part.weights * BYTES[dtype], dtype, drawn=drawn)
 
 
 def _module(part: _Part, dtype: torch.dtype) -> PreTrainedModel:

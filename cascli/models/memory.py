@@ -9,7 +9,7 @@ import torch
 
 from cascli.errors import PairWarning, RunError
 from cascli.models.eagle3.head import Network
-from cascli.models.size import head_dim, layer_configs, layers_of
+from cascli.models.size import cache_width, layer_configs, layers_of
 
 _STATUS, _MACHINE = Path("/proc/self/status"), Path("/proc/meminfo")
 
@@ -54,13 +54,9 @@ def state_dtype(model: Network) -> torch.dtype:
 
 
 def token_bytes(model: Network) -> int:
-    """Bytes of one token's keys and values, over all layers."""
-    config, dtype = model.config.get_text_config(), state_dtype(model)
-    layers = layer_configs(config, layers_of(config))
-    widths = [
-        (getattr(each, "num_key_value_heads", None) or each.num_attention_heads) * head_dim(each) for each in layers
-    ]
-    return int(2 * sum(widths) * dtype.itemsize)
+    """Bytes of what is cached of one token, over all layers."""
+    config = model.config.get_text_config()
+    return sum(map(cache_width, layer_configs(config, layers_of(config)))) * state_dtype(model).itemsize
 
 
 def resident(device: torch.device) -> int | None:

@@ -36,16 +36,25 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device, *, may_round: bool = False, overflows: str | None = None) -> str:
+def choose_dtype(
+    name: str,
+    device: torch.device,
+    *,
+    may_round: bool = False,
+    overflows: str | None = None,
+    experts_of: str | None = None,
+) -> str:
     """The precision for a flag; `auto` is float32 on a CPU and bfloat16 on a GPU that supports it.
 
     `may_round` is set for a large draft model: with `auto` on a CPU it runs in int8, which is two to three times as
     fast. The rounding changes which tokens are drafted but no law, because q is what the draft model computes, in any
     precision. `overflows` names models whose activations are too large for float16 (T5); for them `auto` falls back to
-    float32 instead of float16.
+    float32 instead of float16. `experts_of` names models with experts: transformers keeps the matrices of all experts
+    of a layer in one tensor, which int8's linear layers do not replace, so nearly all their weights would stay wide.
 
     Raises:
-        RunError: int8 was requested on a device without kernels for it, or float16 for models that overflow in it.
+        RunError: int8 was requested on a device without kernels for it or for a mixture of experts, or float16 for
+            models that overflow in it.
     """
     if name == "float16" and overflows:
         raise RunError(f"{overflows} overflow in float16; use --dtype bfloat16 or float32.")
@@ -57,4 +66,6 @@ def choose_dtype(name: str, device: torch.device, *, may_round: bool = False, ov
         return "float32" if overflows else "float16"
     if name == "int8" and device.type != "cpu":
         raise RunError("int8 runs on a CPU only; use --dtype bfloat16 on a GPU.")
+    if name == "int8" and experts_of:
+        raise RunError(f"int8 does not round the experts of {experts_of}; use --dtype bfloat16 or float32.")
     return name

@@ -40,7 +40,7 @@ class Size(NamedTuple):
 
     parameters: int
     weight_bytes: int
-    attention_width: int
+    attention_width: int | None
     output_parameters: int | None = None
     encoder: EncoderInfo | None = None
 
@@ -50,11 +50,12 @@ def weights_of(model: nn.Module | PreTrainedConfig) -> int:
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"), no_init():
             model = auto_class(model).from_config(model)
+        model.tie_weights()  # which transformers leaves out where it draws no weights
     return sum(each.numel() for each in model.parameters())
 
 
-def is_large(model: nn.Module | PreTrainedConfig) -> bool:
-    """Whether a model, or a model with this config, has at least `LARGE` weights."""
+def is_large(model: nn.Module) -> bool:
+    """Whether a model has at least `LARGE` weights."""
     return weights_of(model) >= LARGE
 
 
@@ -121,7 +122,7 @@ def size_of(model: Network) -> Size:
         encoder = EncoderInfo(
             parameters=sum(count for count, _ in of_prompt),
             weight_bytes=sum(size for _, size in of_prompt),
-            attention_width=_attention_width(text, text.num_hidden_layers),
+            attention_width=_heads_width(text, text.num_hidden_layers),
         )
     return Size(
         parameters=sum(count for count, _ in matrices.values()),
@@ -158,7 +159,14 @@ def layer_configs(config: PreTrainedConfig, layers: int) -> list[PreTrainedConfi
 def has_experts(config: PreTrainedConfig) -> bool:
     """Whether a token passes through some experts of each layer only (mixture of experts)."""
     nested = getattr(config, "ffn_config", None)  # DBRX
+    if getattr(config, "is_moe", None) is False:  # Doge has their number even so
+        return False
     return any(getattr(each, key, None) for each in (config, nested) for key in _EXPERTS)
+
+
+def caches_latents(config: PreTrainedConfig) -> bool:
+    """Whether a layer caches one latent state per token instead of the keys and values that it expands it to."""
+    return bool(getattr(config, "kv_lora_rank", None))
 
 
 def head_dim(config: PreTrainedConfig) -> int:
@@ -166,5 +174,21 @@ def head_dim(config: PreTrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _attention_width(config: PreTrainedConfig, layers: int) -> int:
+def cache_width(config: PreTrainedConfig) -> int:
+    """Numbers that a layer with this config caches per token: keys and values, or the latent that they come from."""
+    if caches_latents(config):
+        return int(config.kv_lora_rank + config.qk_rope_head_dim)
+    return 2 * int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_dim(config)
+
+
+def _attention_width(config: PreTrainedConfig, layers: int) -> int | None:
+    """Attention heads times head width, over all layers; None where that does not determine the work of attention.
+
+    A pass over a cache of latents expands all of them to keys and values, which is most of the work in a long text, and
+    happens once a pass whatever its number of tokens.
+    """
+    return None if caches_latents(config) else _heads_width(config, layers)
+
+
+def _heads_width(config: PreTrainedConfig, layers: int) -> int:
     return sum(int(each.num_attention_heads) * head_dim(each) for each in layer_configs(config, layers))

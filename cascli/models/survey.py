@@ -8,7 +8,7 @@ from cascli.config import PairConfig
 from cascli.models.description import describe, explained
 from cascli.models.eagle3.reading import weights_of_head
 from cascli.models.placement import BYTES
-from cascli.models.size import LARGE, weights_of
+from cascli.models.size import LARGE, has_experts, weights_of
 from cascli.models.stages import OnStage, unseen
 from cascli.weights.report import Report
 
@@ -22,6 +22,8 @@ class ModelSurvey(NamedTuple):
     weights: int
     rows: int
     """Rows of its output matrix."""
+    experts: bool = False
+    """Whether it is a mixture of experts, which does not run in int8."""
 
 
 class PairSurvey(NamedTuple):
@@ -35,14 +37,22 @@ class PairSurvey(NamedTuple):
     chat: bool
     """Whether the target's tokenizer has a chat template."""
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that both models run in on a CPU, widest first."""
+        rounds = not any(each.experts for each in self.models.values())
+        return ("float32", "bfloat16", "int8") if rounds else ("float32", "bfloat16")
+
     def weight_bytes(self, dtype: str) -> int:
         """Bytes of all models' weights in a precision."""
         return BYTES[dtype] * sum(each.weights for each in self.models.values())
 
     def auto_bytes(self) -> int:
         """Bytes of all models' weights with `auto` on a CPU with int8 kernels: float32, a large draft model in int8."""
-        sizes = {role: each.weights for role, each in self.models.items()}
-        return sum(size * (1 if role == "draft" and size >= LARGE else 4) for role, size in sizes.items())
+        rounded = {
+            role for role, each in self.models.items() if role == "draft" and each.weights >= LARGE and not each.experts
+        }
+        return sum(each.weights * (1 if role in rounded else 4) for role, each in self.models.items())
 
 
 def survey(
@@ -68,7 +78,7 @@ def survey(
         text = settings.get_text_config()
         with explained(model):
             models[role] = ModelSurvey(
-                settings.model_type, text.num_hidden_layers, weights_of(settings), text.vocab_size
+                settings.model_type, text.num_hidden_layers, weights_of(settings), text.vocab_size, has_experts(text)
             )
     chat = description.tokenizer is not None and bool(getattr(description.tokenizer, "chat_template", None))
     shared = None if description.translation is None else description.translation.shared

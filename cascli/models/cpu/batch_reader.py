@@ -22,7 +22,7 @@ from cascli.models.cpu.row_attention import MOST_ROWS, TextStates, attends_by_ro
 from cascli.models.eager_runner import EagerRunner
 from cascli.models.memory import state_dtype, token_bytes
 from cascli.models.rotary import LENGTH_DEPENDENT, rope_types
-from cascli.models.size import has_experts
+from cascli.models.size import caches_latents, has_experts
 from cascli.sampling.autoregressive import Sampler
 
 PROMPT_BLOCK = 128
@@ -45,7 +45,8 @@ def batch_reader(runner: EagerRunner, places: int) -> Reader:
 def why_alone(model: PreTrainedModel) -> str | None:
     """Why a model's texts cannot share a pass, worded for the user; None if they can."""
     config = model.config.get_text_config()
-    if not attends_by_rows(model) or config.model_type in SPLIT_STATES:
+    # A cache of latents returns what keys and values are computed from, so rows cannot attend to it.
+    if not attends_by_rows(model) or config.model_type in SPLIT_STATES or caches_latents(config):
         return "its attention cannot keep texts apart"
     if "position_ids" not in EagerRunner.takes(model):
         return "it counts positions itself"

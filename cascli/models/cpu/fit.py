@@ -62,6 +62,7 @@ def fit(
     read: Read | None = None,
     store: PackedStore | None = None,
     done: Done | None = None,
+    large: bool | None = None,
 ) -> None:
     """Switch every linear layer, and attention where possible, to the kernels for `dtype`, in place.
 
@@ -71,6 +72,8 @@ def fit(
         read: returns the stored value of a parameter by its name; the model's own by default.
         store: holds the packed layers of earlier starts.
         done: called for each layer as it is finished.
+        large: whether packing is worth it in precisions other than int8; by default if it has `LARGE` weights, of which
+            a head that is yet to be tied to the embeddings counts as more.
 
     Raises:
         RunError: int8, and this build of torch has no kernels for it.
@@ -81,7 +84,7 @@ def fit(
     packs = dtype == "int8" or can_pack(work)
     read, done = read or _reader_of(model), done or _ignore
     if packs:
-        make = Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model))
+        make = Int8Linear.of if dtype == "int8" else _Packer(work, is_large(model) if large is None else large)
         _switch(model, make, read, store, done)
     _fill(model, work, read, done)
     if packs:
