@@ -34,10 +34,21 @@ def executor_of(
 
         yield Worker(pair, plan, task)
         return
+    from cascli.cli.progress import Progress
     from cascli.sweeps.ray_executor import RayExecutor
 
-    offline = inputs.settings.offline
-    with RayExecutor(_config(inputs), plan, task, address=address, workers=workers, offline=offline) as cluster:
+    with RayExecutor(
+        _config(inputs),
+        plan,
+        task,
+        address=address,
+        workers=workers,
+        offline=inputs.settings.offline,
+        threads=inputs.settings.threads,
+        on_note=inputs.screen.note,
+    ) as cluster:
+        with Progress(inputs.screen, f"loading {inputs.config.name} on the workers"):
+            cluster.start()
         yield cluster
 
 
