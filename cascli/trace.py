@@ -328,7 +328,8 @@ class Metrics(Data):
     total_flops: float | None = None
     weight_bytes_read: float | None = None
     """Bytes of weights read by the passes over this text, which in a batch also serve others: like `total_flops`, an
-    estimate that does not depend on hardware; see `cascli.analysis.cost`."""
+    estimate that does not depend on hardware, as if all experts of a mixture were active; see
+    `cascli.analysis.cost`."""
 
 
 class EncoderInfo(Data):
@@ -349,7 +350,8 @@ class ModelInfo(Data):
     dtype: str
     device: str
     parameters: int | None = None
-    """Number of weights that every token is multiplied by: all matrices except the input embeddings."""
+    """Number of weights that every token is multiplied by: all matrices except the input embeddings; of a mixture, with
+    all experts."""
     output_parameters: int | None = None
     """Number of weights in the output matrix, used only for tokens whose logits are computed."""
     output_rows: int | None = None
@@ -358,7 +360,8 @@ class ModelInfo(Data):
     weight_bytes: int | None = None
     """Size of the weights in memory, in bytes, and so what one call reads."""
     attention_width: int | None = None
-    """Attention heads times head width, summed over all layers."""
+    """Attention heads times head width, summed over all layers; None where latent states are cached, whose expansion
+    adds most of the work, so that `total_flops` is not estimated."""
     encoder: EncoderInfo | None = None
     """The part of an encoder-decoder that reads the prompt; the model's other sizes are then those of its decoder."""
     cuda_graphs: bool | None = None

@@ -103,7 +103,7 @@ PLAIN = {
     "Round.seconds": "Time of this round, by part.",
     "ttft_seconds": "Seconds to the first token.",
     "draft_tokens_read": "Number of tokens the draft model read.",
-    "total_flops": "Estimated FLOPs, independent of hardware; see `cascli.analysis.cost`.",
+    "total_flops": "Estimated FLOPs, independent of hardware, of all experts of a mixture; see `cascli.analysis.cost`.",
     "total": "Total time.",
     "prefill": "Time to read the prompt.",
     "RoundSeconds.draft": "Time in the draft model.",

@@ -151,6 +151,18 @@ def test_models_with_experts_read_texts_one_by_one(name: str) -> None:
     assert "experts" in str(why_eager(module))
 
 
+def test_a_model_whose_head_is_called_decoder_exits_early() -> None:
+    """Its layers were looked for inside its head."""
+    shape = {"model_type": "modernbert-decoder", "local_attention": 16, "num_hidden_layers": 3, "pad_token_id": 0}
+    if "modernbert-decoder" not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have it")
+    shape |= dict.fromkeys(("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id"), 63)
+    two = load_pair({"target": model(1, 64, **shape)})
+    how = {"prompt_ids": PROMPTS[0], "max_new_tokens": 20, "temperature": 0.0}
+    early = generate(two, strategy="speculative:k=3,draft=early-exit,layers=1", **how)
+    assert early.token_ids == generate(two, strategy="target", **how).token_ids and early.metrics.num_draft_tokens > 0
+
+
 @pytest.mark.skipif(not can_int8(), reason="this torch has no int8 kernels")
 def test_models_with_experts_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their experts, nearly all their weights, would stay in float32."""

@@ -3,8 +3,8 @@
 Both are estimates from counts. A matrix of n weights costs 2 n operations per token; attention costs 4 operations per
 token, channel and attended token (scores and weighted sum). Every call reads all weights once, whatever its number of
 tokens; caches and activations, which are small by comparison at batch size 1, are left out. A mixture of experts is
-counted as if all experts were active. An encoder-decoder's prompt is multiplied by the encoder's matrices, its output
-by the decoder's.
+counted as if all experts were active. Operations are not estimated for models that cache latent states, all of which a
+pass expands. An encoder-decoder's prompt is multiplied by the encoder's matrices, its output by the decoder's.
 """
 
 from __future__ import annotations

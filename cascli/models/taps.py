@@ -24,7 +24,9 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         RunError: the model has no list of all its layers.
     """
     depth = model.config.get_text_config().num_hidden_layers
-    lists = (each for each in model.get_decoder().modules() if isinstance(each, nn.ModuleList) and len(each) == depth)
+    decoder = model.get_decoder()
+    whole = decoder if isinstance(decoder, PreTrainedModel) else model  # ModernBERT calls its head the decoder
+    lists = (each for each in whole.modules() if isinstance(each, nn.ModuleList) and len(each) == depth)
     layers = next(lists, None)  # outer modules come before their parts
     if layers is None:
         raise RunError(f"model type '{model.config.model_type}' has no list of its {depth} layers to read between.")
