@@ -25,6 +25,8 @@ DEFAULT_PAIR = "qwen2.5-coder"
 MOST_PARTS = 999
 NO_FILE = "PAIR.yaml"
 """Stands for the file of a pair that is in none, such as one defined in a sweep's own file."""
+_OF_A_MODEL = (".gguf", ".safetensors")
+_TWO_MODELS = "but a pair is two models: give them as --draft and --target."
 _KEYS = "'draft:' and 'target:'"
 """Examples of a pair file's keys."""
 
@@ -70,6 +72,13 @@ class HubSource(Strict):
 
     hub: str
     revision: str = "main"
+
+    @field_validator("hub")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not _HUB_NAME.fullmatch(value):
+            raise ValueError(f"expected a hub name such as {_HUB_EXAMPLE}")
+        return value
 
     def __str__(self) -> str:
         return f"hub:{self.hub}@{self.revision}"
@@ -209,6 +218,13 @@ class PairConfig(Strict):
     _named: dict[str, str] = PrivateAttr({"config": NO_FILE})
     """The flags that select this pair, without dashes, and their values."""
 
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _are_two(cls, value: object) -> object:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError("expected two tokens or ids, as in ['<think>', '</think>']")
+        return value
+
     @property
     def flags(self) -> str:
         """The flags that select this pair, quoted for a shell: whether it came from flags, the environment or Python.
@@ -293,12 +309,16 @@ def load_config(
     if text in ready:
         found = _validated(read_yaml(ready[text], _KEYS), str(ready[text].name), ready[text].parent)
         return _named_by(found, {"config": text})
+    if "://" in text:
+        raise ConfigError(f"{text}: addresses are not fetched: give the path of a .yaml file.")
     path = here / _at_home(text)
+    if path.is_file() and (path.suffix.lower() in _OF_A_MODEL or path.name == "config.json"):
+        raise ConfigError(f"{text}: this is a model's file, {_TWO_MODELS}")
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         found = _validated({"name": path.stem} | read_yaml(path, _KEYS), str(path), path.parent)
         return _named_by(found, {"config": str(path)})
     if path.is_dir():
-        raise ConfigError(f"{text}: this is a folder, but a pair is two models: give them as --draft and --target.")
+        raise ConfigError(f"{text}: this is a folder, {_TWO_MODELS}")
     raise ConfigError(unknown("pair", text, ready) + ". Or give the path of a .yaml file.")
 
 
@@ -361,7 +381,7 @@ def source_of(text: str, folder: Path | None = None) -> HubSource | PathSource:
     name, _, revision = name.partition("@")
     revision = WITH_COMMIT.sub(r"\1", revision)
     if not _HUB_NAME.fullmatch(name):
-        raise UsageError(f"expected a model folder, a .gguf file or a hub name such as Qwen/Qwen3-0.6B (got '{text}')")
+        raise UsageError(f"expected a model folder, a .gguf file or a hub name such as {_HUB_EXAMPLE} (got '{text}')")
     return HubSource(hub=name, revision=revision or "main")
 
 
@@ -381,7 +401,9 @@ EAGLE3_PREFIX = "eagle3:"
 """Prefix of the name of an EAGLE-3 head given in place of a draft model."""
 WITH_COMMIT = re.compile(r".*#([0-9a-f]{7,40})$")
 """A revision as traces name it: with the commit that it was."""
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"(?!.*(--|\.\.))\b[\w.-]+\b(/\b[\w.-]+\b)?")
+"""What huggingface_hub accepts as a repository's name."""
+_HUB_EXAMPLE = "Qwen/Qwen3-0.6B"
 
 
 def _is_path(text: str) -> bool:
@@ -482,7 +504,7 @@ def _in_place(source: Strict, folder: Path) -> Strict:
     """A source with its paths resolved against the folder of the file that names them."""
     if isinstance(source, PathSource):
         return source.model_copy(update={"path": _absolute(source.path, folder)})
-    if isinstance(source, RandomSource) and source.tokenizer and (folder / source.tokenizer).is_dir():
+    if isinstance(source, RandomSource) and source.tokenizer and (folder / _at_home(source.tokenizer)).is_dir():
         return source.model_copy(update={"tokenizer": _absolute(source.tokenizer, folder)})
     return source
 

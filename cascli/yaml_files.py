@@ -31,7 +31,7 @@ def read_yaml(path: Path, keys: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise ConfigError(f"{path}{line}: not valid YAML: {_said(error)}") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
     except ValueError as error:  # an invalid date, a number with thousands of digits
@@ -41,6 +41,12 @@ def read_yaml(path: Path, keys: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys such as {keys} at the top level")
     return data
+
+
+def _said(error: yaml.YAMLError) -> str:
+    """What PyYAML says of an error; where there are two documents, its first half is in `context`."""
+    problem = str(getattr(error, "problem", None) or error)
+    return f"{getattr(error, 'context', None)}, {problem}" if problem.startswith("but ") else problem
 
 
 def yaml_text(value: str) -> str:

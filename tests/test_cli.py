@@ -352,6 +352,9 @@ def test_completion_knows_strategies_and_pairs() -> None:
 
     assert "speculative-cascade" in complete("cascli generate -s spec")
     assert "tiny-random" in complete("cascli generate -c tiny")
+    assert complete("cascli generate --format p").split() == ["parquet"]  # as png and pdf are not written there
+    assert complete("cascli show x --format p").split() == ["parquet", "png", "pdf"]
+    assert complete("cascli advise --format ").split() == ["json", "txt"]
 
 
 def test_closed_pipe_is_quiet() -> None:

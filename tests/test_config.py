@@ -93,6 +93,10 @@ def test_schemas_are_current_and_referenced_by_every_pair_and_sweep() -> None:
         ({"draft": {"source": {"random": {"model_type": "llama"}, "seed": True}}}, ["draft.source.seed", "(got True)"]),
         ({"defaults": {"stop": ""}}, ["defaults.stop: a stop text must not be empty; leave it out (got ''"]),
         ({"draft": []}, ["draft: expected keys and values (got [])"]),
+        ({"thinking": ["a"]}, ["thinking: expected two tokens or ids", "(got ['a'])"]),
+        ({"thinking": "<think>"}, ["thinking: expected two tokens or ids"]),
+        ({"draft": {"source": {"hub": "https://x.y/z"}}}, ["draft.source.hub: expected a hub name such as Qwen/Qw"]),
+        ({"target": {"source": {"hub": "../llama"}}}, ["target.source.hub: expected a hub name", "(got '../llama')"]),
         ({"defaults": "fast"}, ["defaults: expected keys and values (got 'fast')"]),
     ],
 )
@@ -118,13 +122,43 @@ def test_a_misspelt_key_is_reported_before_the_key_it_leaves_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("a: [", "not valid YAML"), ("- a", "top level"), ("", "top level"), ("a: b: c", ":1")]
+    ("text", "words"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- a", "top level"),
+        ("", "top level"),
+        ("a: b: c", ":1"),
+        (
+            "a: 1\n---\nb: 2\n",
+            ":2: not valid YAML: expected a single document in the stream, but found another document",
+        ),
+    ],
 )
 def test_malformed_yaml(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "pair.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         load_config(file)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.SAFETENSORS", "config.json"])
+def test_a_file_of_a_model_is_no_pair(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b'{"architectures": []}\xff')
+    with pytest.raises(ConfigError, match=r"this is a model's file, but a pair is two models: give them as --draft"):
+        load_config(tmp_path / name)
+
+
+def test_addresses_are_not_fetched() -> None:
+    with pytest.raises(ConfigError, match=r"^https://x\.y/pair\.yaml: addresses are not fetched: give the path"):
+        load_config("https://x.y/pair.yaml")
+
+
+def test_a_random_models_tokenizer_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tok").mkdir()
+    source = pair(8)["target"]["source"] | {"tokenizer": "~/tok"}
+    found = load_config({"target": {"source": source}}).target.source
+    assert isinstance(found, RandomSource) and found.tokenizer == str(tmp_path / "tok")
 
 
 def test_missing_file_and_unknown_name(tmp_path: Path) -> None:

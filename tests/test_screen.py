@@ -88,6 +88,12 @@ def test_no_number_is_cut(found: Comparison, width: int, terminal: bool) -> None
         assert f"{row.ttft.p50 * 1000:.0f} ms" in text or f"{row.ttft.p50 * 1000:.1f} ms" in text
 
 
+def test_the_tables_of_every_figure_have_what_narrow_pages_drop(found: Comparison) -> None:
+    view = console(80)
+    shown = {str(column.header) for table in tables(found.summary, view) for column in table.columns}
+    assert {"tokens", "mean\nTV"} <= shown
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 139, 140, 200])
 def test_no_number_of_a_sweep_is_cut(width: int) -> None:
     values = dict.fromkeys(SweepRow.model_fields) | {

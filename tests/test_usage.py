@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,17 @@ def test_prompts_in_a_pairs_file_are_beside_it(tmp_path: Path, clean_env: pytest
     named("none.jsonl")
     found = invoke("generate", "-c", "here/own.yaml")
     assert found.stderr.startswith("cascli: here/own.yaml: defaults.prompts: here/none.jsonl: no such file")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--temp", "--temperature"), ("--max-new", "--max-new-tokens"), ("--seedd", "--seed"), ("--xyzzy", None)],
+)
+def test_a_shortened_option_is_completed_in_the_error(typed: str, meant: str | None) -> None:
+    found = shell(f"cascli generate x {typed} 1")
+    first = found.stderr.splitlines()[0]  # click words it in several ways
+    assert found.returncode == 2
+    assert set(re.findall(r"--[a-z-]+", first)) == ({typed} if meant is None else {typed, meant})
 
 
 @pytest.mark.parametrize("flag", ["--prompts", "--limit"])

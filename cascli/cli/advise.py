@@ -34,7 +34,7 @@ TOLERANCE = "Tolerance"
     *LOADING,
     *("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "system", "raw", "prompts", "limit"),
     *("json", "output", "format", "quiet", "verbose", "color"),
-    output=formats.help_of(formats.ADVICE),
+    written=formats.ADVICE,
     max_new_tokens="Longest answer. (default the pair's, else 64; for several prompts at least 256)",
     limit="Use only the first N prompts. (default 12, evenly spread)",
     quiet="Print only the advice.",

@@ -191,6 +191,7 @@ def _usage_error(error: Exception) -> int:
         complain(str(error))
         return error.exit_code
     # Some releases of typer bundle their own copy of click, so usage errors are recognized by their methods.
+    _suggest_longer_options(error)
     message = getattr(error, "format_message", None)
     if message is None or not message():
         show = getattr(error, "show", None)
@@ -202,6 +203,15 @@ def _usage_error(error: Exception) -> int:
         path = context.command_path if context is not None else "cascli"
         complain(f"{_readable(message(), error.__cause__)}\n{_dash_hint(error, path) or f'See {path} --help.'}")
     return USAGE
+
+
+def _suggest_longer_options(error: Any) -> None:
+    """Suggest the options that begin with a shortened one; click suggests those of about the same length."""
+    typed, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if getattr(error, "possibilities", None) is not None and typed and context is not None:
+        shown = (option for option in context.command.params if not getattr(option, "hidden", False))
+        longer = [name for option in shown for name in option.opts if name.startswith(typed)]
+        error.possibilities = sorted(longer) or error.possibilities
 
 
 def _readable(message: str, cause: BaseException | None) -> str:

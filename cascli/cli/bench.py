@@ -38,7 +38,7 @@ cascli bench --early-exit --temperature 0 --context 128
     "format",
     "quiet",
     "color",
-    output=formats.help_of(formats.BENCH),
+    written=formats.BENCH,
     prompts="Prompts for --early-exit, one JSON object per line. (default six built-in prompts)",
 )
 def command(

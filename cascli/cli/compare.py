@@ -57,7 +57,7 @@ CHECKS = "Checks"
 
 
 @with_shared(
-    output=formats.help_of(formats.COMPARISON),
+    written=formats.COMPARISON,
     max_new_tokens="Longest answer. (default the pair's, else 64; for several prompts at least 256)",
 )
 def command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -44,11 +45,9 @@ def rules(incomplete: str) -> list[str]:
     return [f"{before}{comma}{name}" for name in names if name.startswith(partial) and name not in before.split(",")]
 
 
-def formats(incomplete: str) -> list[str]:
-    """Output formats."""
-    from cascli.settings import Format
-
-    return [name for name in get_args(Format) if name.startswith(incomplete)]
+def one_of(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """Completion with these names, such as the formats that a command writes."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
 def _parameters(name: str, rest: str) -> list[str]:

@@ -34,7 +34,7 @@ cascli generate --prompts builtin --batch-size 8 -o answers.jsonl
 """
 
 
-@with_shared(output=formats.help_of(formats.RUNS))
+@with_shared(written=formats.RUNS)
 def command(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; if - or omitted, stdin is read.", show_default=False)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascli.cli import complete
+from cascli.render import formats
 
 if TYPE_CHECKING:
     from cascli.settings import Settings
@@ -174,7 +175,6 @@ SHARED: dict[str, tuple[Any, Any]] = {
             panel=OUTPUT,
             metavar="FORMAT",
             help="Format for -o if its suffix names none; without -o, for stdout.",
-            autocompletion=complete.formats,
         ),
     ),
     "quiet": (bool, _option("--quiet/--no-quiet", "-q", panel=OUTPUT, help="Print only the essential result.")),
@@ -213,11 +213,13 @@ class Flags:
     target: str | None = None
 
 
-def with_shared(*keys: str, folder: bool = False, **helps: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def with_shared(
+    *keys: str, folder: bool = False, written: Sequence[str] = (), **helps: str
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Give a command the named shared options (all of them if none is named), passed on as `flags`.
 
-    `helps` replaces the shared help text of an option for this command, such as the possible formats of `output`;
-    `folder` marks `output` as a folder.
+    `written` are the formats of its `output`; `folder` marks that as a folder, and `helps` replaces the shared help
+    text of an option for this command.
     """
     option_keys: Sequence[str] = keys or tuple(SHARED)
 
@@ -226,6 +228,11 @@ def with_shared(*keys: str, folder: bool = False, **helps: str) -> Callable[[Cal
         parameters = [parameter for name, parameter in own.items() if name != "flags"]
         for key in option_keys:
             kind, option = SHARED[key]
+            if key == "output" and written:
+                helps[key] = formats.help_of(written)
+            if key == "format" and written:
+                option = copy.copy(option)
+                option.autocompletion = complete.one_of(written)
             if key in helps:
                 option = copy.copy(option)
                 option.help = helps[key]

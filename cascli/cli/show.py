@@ -29,7 +29,7 @@ cascli show results/sweep.json
 
 @with_shared(
     *("output", "format", "json", "quiet", "verbose", "color"),
-    output=formats.help_of(formats.ANY),
+    written=formats.ANY,
     json="Print the document itself.",
 )
 def command(

@@ -25,7 +25,7 @@ cascli verify -c my-pair.yaml -s speculative-cascade:rule=opt -o audit.json
 @with_shared(
     *LOADING,
     *("strategy", "num_speculative_tokens", "json", "output", "format", "quiet", "color"),
-    output=formats.help_of(formats.AUDIT),
+    written=formats.AUDIT,
     quiet="Print only the verdict.",
 )
 def command(

@@ -83,6 +83,7 @@ PAGE: list[Column[Row]] = [
 ]
 """What fits on a page: speed over the target, tokens written (cut: at the limit), target calls per token, the text."""
 COST: list[Column[Row]] = [
+    Column("tokens", _tokens),
     Column("tokens/s", lambda row: number(row.tokens_per_second)),
     Column("speed vs\ntarget", speed_text),
     Column("target calls\nper token", lambda row: number(row.target_calls_per_token)),
