@@ -124,6 +124,20 @@ def test_k_is_kept_for_later_strategies(stored: str) -> None:
     assert "speculative:k=7" in talk(stored, "/k 7", "/strategy speculative").stderr
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["/strategy speculative", "/k auto"], "speculative:k=3\n"),
+        (["/strategy speculative", "/k auto", "/k auto"], "speculative:k=3\n"),
+        (["/k auto", "/alpha 0.5"], "speculative-cascade:rule=token-v3,alpha=0.5,k=3\n"),
+        (["/strategy speculative", "/k auto", "/strategy speculative:stop=rate"], "speculative:stop=rate,k=3\n"),
+        (["/strategy speculative:stop=rate", "/k auto"], "speculative:stop=rate,k=3\n"),
+    ],
+)
+def test_a_number_ends_only_the_stop_that_auto_brought(before: list[str], after: str, stored: str) -> None:
+    assert talk(stored, *before, "/k 3").stderr.endswith(after)
+
+
 def test_new_clears_the_conversation(text_pair: Pair) -> None:
     chat = Chat(text_pair, parse("target"), SETTINGS)
     first = chat.ask("hi", lambda step: None)

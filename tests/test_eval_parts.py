@@ -206,7 +206,9 @@ def test_a_score_that_is_not_a_number_is_none() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [bool, np.float32, np.int64, np.bool_, np.array, torch.tensor])
+@pytest.mark.parametrize(
+    "kind", [bool, np.float32, np.int64, np.bool_, np.array, torch.tensor, lambda n: np.array([n]), np.atleast_2d]
+)
 def test_a_score_may_be_a_number_of_numpy_or_torch(kind: Callable[[int], Any]) -> None:
     samples = [
         {"doc_id": place, "filter": "none", "metrics": ["acc"], "acc": kind(right)}

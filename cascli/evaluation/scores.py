@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from statistics import fmean
 from typing import Any
@@ -121,6 +122,9 @@ def _scores(found: Mapping[str, EvalResults], name: str) -> Iterator[Score]:
 
 def _number(value: object) -> float | None:
     """Return a number of Python, NumPy or torch, or None: lm-evaluation-harness may have N/A, and some metrics NaN."""
-    if getattr(value, "ndim", None) == 0:  # torch's numbers and NumPy's truth values are no numbers of Python
+    with suppress(AttributeError, ValueError, RuntimeError):  # torch's and NumPy's, also arrays of one, are not Real
         value = value.item()  # type: ignore[attr-defined]
-    return float(value) if isinstance(value, Real) and not math.isnan(value) else None
+    try:
+        return float(value) if isinstance(value, Real) and not math.isnan(value) else None
+    except OverflowError:  # an integer of more than 308 digits
+        return None

@@ -26,6 +26,8 @@ class Chat:
         check_models(pair, strategy)
         self.pair, self.strategy, self.settings = pair, strategy, settings
         self.conversation = Conversation(settings.system)
+        self._stop_of_auto = False
+        """Whether the strategy's stop, if its k is `auto`, is the one that `set_k` chose."""
         self.last: Run | None = None
         """The last answer that was completed."""
         self.last_turn: str | None = None
@@ -72,6 +74,7 @@ class Chat:
             UsageError: the strategy cannot be parsed, or needs something that the pair lacks.
         """
         self._set_strategy(parse(text, self.settings.num_speculative_tokens))
+        self._stop_of_auto = False
 
     def set_parameter(self, key: str, value: str) -> None:
         """Change one parameter of the current strategy.
@@ -85,14 +88,21 @@ class Chat:
     def set_k(self, value: str) -> None:
         """Draft this many tokens per round, also with strategies chosen later; `auto` is for the current one alone.
 
+        A number ends the stop that `auto` brought with it.
+
         Raises:
             UsageError: the number is out of range, or the current strategy does not draft ahead.
         """
+        before = dict(self.strategy.params)
         if value == "auto":
             self.set_parameter("k", value)
+            self._stop_of_auto = self._stop_of_auto or "stop" not in before
             return
         settings = self._changed("num_speculative_tokens", value, "k")
-        self.set_parameter("k", value)
+        self._check_parameter("k")
+        if self._stop_of_auto and before["k"] == "auto":
+            del before["stop"]
+        self._set_strategy(parse(with_params(self.strategy.name, {**before, "k": value})))
         self.settings = settings
 
     def set_setting(self, key: str, value: str) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -394,7 +395,9 @@ class Records:
         except FileNotFoundError:
             return
         except UsageError:
-            self.header_file.replace(self.header_file.with_name("sweep.json.damaged"))
+            names = (f"sweep.json.damaged{number or ''}" for number in count())
+            places = map(self.header_file.with_name, names)
+            self.header_file.rename(next(place for place in places if not place.exists()))
 
     def _check(self, header: Header, anyway: bool) -> None:
         if anyway:
@@ -423,7 +426,7 @@ class Records:
     def header(self) -> Header:
         """What the folder was made from.
 
-        If its file was removed while the sweep was running, it is written again.
+        If its file was removed or damaged while the sweep was running, it is written again.
 
         Raises:
             UsageError: the folder holds no sweep, or its header cannot be read.
@@ -433,6 +436,12 @@ class Records:
         except FileNotFoundError:
             if self._written is None or not self.holds_answers:
                 raise UsageError(f"{self.folder}: holds no sweep") from None
+            header = self._written
+            self.write_header(header)
+        except UsageError:
+            if self._written is None:
+                raise
+            self._set_damaged_aside()
             header = self._written
             self.write_header(header)
         if header.calls:  # within an answer's text, quotation marks would be escaped
