@@ -56,4 +56,4 @@ def test_torch_operations_replace_triton_where_it_cannot_work() -> None:
     assert not kernels.serve(torch.device("cuda"))
     why = kernels.missing(torch.device("cuda"))
     with pytest.warns(PairWarning, match=f"no Triton kernels, so torch's own .*{re.escape(why or 'a reason')}"):
-        _test_kernels(torch.device("cuda"), 300, torch.bfloat16)
+        _test_kernels(torch.device("cuda"), 300, torch.bfloat16, 304)
