@@ -46,8 +46,9 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
 def test_weights_are_counted_once(name: str) -> None:
     """A head that shares the embeddings' weights is not counted again."""
     published, values = PUBLISHED[name]
-    assert weights_of(AutoConfig.for_model(**values)) == published
-    assert LARGE > 81_912_576
+    counted = weights_of(AutoConfig.for_model(**values))
+    assert counted == published
+    assert (counted >= LARGE) is (name not in ("distilgpt2", "t5-small")), "a small draft is not rounded to int8"
 
 
 @pytest.mark.skipif(not can_pack(torch.float32), reason="this torch packs nothing")

@@ -93,7 +93,7 @@ class _Text(NamedTuple):
     expected: Tensor
     """Logits `[BLOCK + 2, V]` of the model's own layers after the prompt and after each token that follows."""
     rounding: float = 0.0
-    """How far these layers' own readings with a cache, in other blocks, are from that."""
+    """How far these layers' own readings with a cache, in other blocks, are from that; see `_with_rounding`."""
 
     @property
     def readings(self) -> Tensor:
@@ -115,7 +115,8 @@ class StepTest:
         room = context_of(model.config) or PROMPT + BLOCK + 1
         prompt = max(1, min(PROMPT, room - BLOCK - 1))
         self._device, self._sampler = device, Sampler(SAMPLINGS[0], reads_base=False)
-        self._text = _read_by(model, vocab, device, prompt, seed=0)
+        text = _read_by(model, vocab, device, prompt, seed=0)
+        self._text = _with_rounding(text, EagerRunner(model, vocab, device))
         self._shorter = _read_by(model, vocab, device, max(1, prompt // 2), seed=1)
         self._long = _long_text(model, vocab, device, room)
         self._of_texts: list[str | None] = []
@@ -268,7 +269,7 @@ def _read_by(model: PreTrainedModel, vocab: int, device: torch.device, prompt: i
     rows = BLOCK + 2
     keep = {"logits_to_keep": rows} if "logits_to_keep" in forward_parameters(model.config) else {}
     logits: Tensor = model(input_ids=ids.unsqueeze(0), use_cache=False, **keep).logits
-    return _with_rounding(_Text(ids, prompt, logits[0, -rows:, :vocab]), EagerRunner(model, vocab, device))
+    return _Text(ids, prompt, logits[0, -rows:, :vocab])
 
 
 def _long_text(model: PreTrainedModel, vocab: int, device: torch.device, room: int) -> _Text | None:
