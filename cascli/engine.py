@@ -106,7 +106,7 @@ class Decoding:
         with self.pair.one_at_a_time(), memory.explain_out_of_memory(self.pair.device), blamed(self.strategy):
             if self.pair.batch_size == 1:  # in a batch, others use the same memory
                 memory.reset_device_peak(self.pair.device)
-            session = self._under_way = self._session()
+            session = self._under_way = self.session()
             for item in self._rounds(session):
                 if isinstance(item, Handover):
                     # A tentative answer may be shown once it is kept; a withdrawn one is never shown.
@@ -143,7 +143,8 @@ class Decoding:
             self._answer = self._new_answer()
         return self.handover
 
-    def _session(self) -> Session:
+    def session(self) -> Session:
+        """A new session after the prompt, whose runners are prepared."""
         pair, prompt = self.pair, list(self.request.prompt_ids)
         self._prepare(len(prompt))
         clock = Clock(pair.device, pair.timer)

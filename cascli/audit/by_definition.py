@@ -69,7 +69,7 @@ def decided(
         q1, p1 = (np.stack([truncated(row, Sampling(1.0)) for row in logits]) for logits in (draft, target))
     else:
         q1, p1 = q, p
-    pi = rule.apply(Dists(*map(torch.from_numpy, (q, p, q1, p1)))).numpy()
+    pi = pi_of(rule, q, p, q1, p1)
     if holds is not None:
         pi = np.stack([lossy if applies else exact for lossy, exact, applies in zip(pi, p, holds, strict=True)])
     tokens = [drawn(q[i], numbers.draft[i]) for i in range(n)]
@@ -77,11 +77,18 @@ def decided(
     return Outcome(kept, drawn(law, numbers.following[kept]))
 
 
+def pi_of(rule: Rule, q: Array, p: Array, q1: Array, p1: Array) -> Array:
+    """The rule's pi, `[n, V]` like the distributions that it is computed from."""
+    pi: Array = rule.apply(Dists(*map(torch.from_numpy, (q, p, q1, p1)))).numpy()
+    return pi
+
+
 def truncated(logits: Array, sampling: Sampling) -> Array:
     """Probabilities `[V]` at a temperature, truncated by top-k and then by top-p."""
     import numpy as np
 
-    weights = np.exp((logits - logits.max()) / sampling.temperature)
+    with np.errstate(invalid="ignore"):  # logits that are not numbers: what follows differs, which is a finding
+        weights = np.exp((logits - logits.max()) / sampling.temperature)
     if 0 < sampling.top_k < len(weights):
         weights[logits < np.partition(logits, -sampling.top_k)[-sampling.top_k]] = 0
     probs: Array = weights / weights.sum()

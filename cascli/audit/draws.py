@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
-from cascli.audit.report import Check, check_of
+from cascli.audit.report import Check, check_of, worst
 from cascli.models.calls import Calls, Write
 from cascli.models.pair import LoadedModel, Pair
 from cascli.sampling import distributions
@@ -32,10 +32,10 @@ ROUNDS = [
 def draws(pair: Pair) -> Iterator[Check]:
     """One check per model."""
     for role, model in pair.models.items():
-        worst = max(_worst(model, pair.vocab, write, sampling) for write, sampling in ROUNDS)
+        distance = worst(_worst(model, pair.vocab, write, sampling) for write, sampling in ROUNDS)
         graphs = ", captured" if model.runner.draws else ""
         detail = f"{len(ROUNDS)} drafts of 3 tokens, one of them truncated, over {pair.vocab} tokens{graphs}"
-        yield check_of("draw", f"{role} ({model.dtype})", worst, BOUND, 0.0, detail)
+        yield check_of("draw", f"{role} ({model.dtype})", distance, BOUND, 0.0, detail)
 
 
 @torch.inference_mode()

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 
 from cascli.audit import fit
 from cascli.audit.report import Check, check_of, skipped
-from cascli.audit.tables import THINKING, Text, Tree, tabulated
+from cascli.audit.tables import PROMPT, THINKING, Text, Tree, tabulated
 from cascli.decoding import thinking
 from cascli.drafters.model import Model
-from cascli.engine import Decoding, Request
+from cascli.engine import Decoding, Request, StreamEvent
 from cascli.models.pair import Pair
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions
@@ -26,8 +26,6 @@ from cascli.strategies.base import Speculating
 
 SIGMAS, SLACK = 6.0, 5.0
 TEXT_BY_TEXT, TOGETHER = "joint law", "joint fit"
-PROMPT = 0
-"""The token id that stands for the prompt; for rules limited to thinking, it is the token that opens it."""
 
 
 def joint_law(tree: Tree, rule: Rule, length: int) -> dict[Text, float]:
@@ -40,27 +38,28 @@ def joint_law(tree: Tree, rule: Rule, length: int) -> dict[Text, float]:
 
 def _pi(tree: Tree, rule: Rule, text: Text) -> list[float]:
     q, p = distributions.base(tree.draft[text].unsqueeze(0)), distributions.base(tree.target[text].unsqueeze(0))
-    if rule.thinking_only and not thinking.opened([PROMPT, *text], THINKING):
+    if rule.thinking_only and not thinking.opened([*PROMPT, *text], THINKING):
         rule = Exact()
     pi: list[float] = rule.apply(Dists(q, p, q, p))[0].tolist()
     return pi
 
 
-def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> Counter[Text]:
-    """How often the engine wrote each text, over `runs` seeds.
+def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> tuple[Counter[Text], int]:
+    """How often the engine wrote each text, over `runs` seeds, and how many tokens were drafted.
 
     With block verification, runs continue to a whole block, because what is kept depends on all drafts of a round; only
     the first `length` tokens are counted.
     """
     counts: Counter[Text] = Counter()
+    drafted = 0
     whole = length + (strategy.longest - 1 if isinstance(strategy, Speculating) and strategy.by_block else 0)
     for seed in range(runs):
-        request = Request(prompt_ids=[PROMPT], sampling=Sampling(1.0), max_new_tokens=whole, seed=seed)
+        request = Request(prompt_ids=PROMPT, sampling=Sampling(1.0), max_new_tokens=whole, seed=seed)
         decoding = Decoding(pair, strategy, request)
-        for _ in decoding.steps():
-            pass
+        for event in decoding.steps():
+            drafted += len(event.round.drafted) if isinstance(event, StreamEvent) else 0
         counts[tuple(decoding.token_ids[:length])] += 1
-    return counts
+    return counts, drafted
 
 
 def deviation(counts: Counter[Text], law: dict[Text, float], runs: int) -> float:
@@ -105,7 +104,7 @@ def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
     """Why a rule's law cannot be enumerated here (q is tabulated for the draft model only); None if it can."""
     if isinstance(strategy, Speculating) and strategy.draft.exit_layers is not None:
         return "it drafts with layers of the target, which are not tabulated"
-    if not isinstance(strategy, Speculating) or isinstance(rule, Exact) or isinstance(strategy.draft, Model):
+    if not isinstance(strategy, Speculating) or isinstance(rule, Exact) or type(strategy.draft) is Model:
         return None
     if strategy.draft.by_prefix:
         return "the distributions of its drafter are not tabulated"
@@ -123,7 +122,10 @@ def joint_laws(pair: Pair, tree: Tree, strategies: Sequence[Strategy], runs: int
             yield from (skipped(kind, strategy.spec, why or "") for kind in (TEXT_BY_TEXT, TOGETHER))
             continue
         law = joint_law(tree, rule, length)
-        counts = sampled(small, strategy, length, runs)
+        counts, drafted = sampled(small, strategy, length, runs)
+        if isinstance(strategy, Speculating) and not drafted:
+            yield from (skipped(kind, strategy.spec, "nothing was drafted") for kind in (TEXT_BY_TEXT, TOGETHER))
+            continue
         sample = f"{runs} runs of {length} tokens"
         worst, alarm = deviation(counts, law, runs), false_alarm(law, runs)
         yield check_of(TEXT_BY_TEXT, strategy.spec, worst, SIGMAS, alarm, f"{sample}, {len(law)} texts")

@@ -9,7 +9,6 @@ drafts.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import product
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cascli import rules
-from cascli.audit.report import Check, check_of, skipped
+from cascli.audit.report import Check, check_of, skipped, worst
 from cascli.audit.tables import Text, Tree
 from cascli.decoding.plugin_checks import broken_rules, usable_rules
 from cascli.errors import UsageError, raised
@@ -82,7 +81,7 @@ def of_blocks(trees: Sequence[Tree], strategies: Sequence[Strategy]) -> Iterator
     for strategy in strategies:
         if not (isinstance(strategy, Speculating) and strategy.by_block):
             continue
-        error = max(_of_block(tree, strategy.verification_rule, sampling) for tree in trees for sampling in SAMPLINGS)
+        error = worst(_of_block(tree, strategy.verification_rule, sampling) for tree in trees for sampling in SAMPLINGS)
         blocks = len(trees) * trees[0].width ** 2
         yield check_of(
             "law", strategy.spec, error, BOUND, 0.0, f"{blocks} blocks of 2 drafts x {len(SAMPLINGS)} samplings"
@@ -120,7 +119,7 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
 
     Third-party rules that fail, or that do not work over so few tokens, are reported as skipped.
     """
-    worst: dict[str, float] = {}
+    errors: dict[str, float] = {}
     tried: dict[str, int] = {}
     broken = broken_rules()
     draft, target = (torch.cat([torch.stack(list(table.values())) for table in tables]) for tables in _tables(trees))
@@ -136,12 +135,11 @@ def worst_of(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Itera
                 broken[name] = f"of {d.q.shape[-1]} tokens: {raised(problem)}"
                 break
             error = float((one_step(pi, d.q) - pi).abs().max())
-            before = worst.get(name, 0.0)
-            worst[name] = before if error <= before or math.isnan(before) else error  # NaN counts as the worst
+            errors[name] = worst([errors.get(name, 0.0), error])
     for name in sorted(broken):
         if names is None or name in names:
             yield skipped("law", name, broken[name])
-    for name, error in worst.items():
+    for name, error in errors.items():
         if name in broken:
             continue
         settings = f" x {tried[name]} settings" if tried[name] > 1 else ""

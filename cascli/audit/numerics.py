@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cascli.audit.report import Check, check_of, skipped
+from cascli.audit.report import Check, check_of, skipped, worst
 from cascli.models.calls import Calls
 from cascli.models.eagle3.runners import Eagle3Runner
 from cascli.models.pair import LoadedModel, Pair
@@ -63,7 +63,7 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     text = [*runner.begin(prompt).tolist(), *rest]
     before = runner.length
     runner.forward(_ids(text, model), 1)
-    worst = 0.0
+    seen = []
     for _ in range(steps):
         keep = rng.randint(max(len(text) - 6, 1), len(text))
         runner.truncate(before + keep)
@@ -71,12 +71,12 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
         text = text[:keep] + fresh_tokens
         got = runner.forward(_ids(fresh_tokens, model), len(fresh_tokens))
         whole = without_cache(model.model, prompt, _ids(text, model))
-        worst = max(worst, difference(got, whole[-len(fresh_tokens) :, :vocab].to(got.device)))
+        seen.append(difference(got, whole[-len(fresh_tokens) :, :vocab].to(got.device)))
     note = f"{steps} rewinds, up to {runner.length} tokens"
     runner.reset()
     if slides is not None:
         note += f", {'beyond' if reach else 'not beyond'} its window of {slides}"
-    return check_of("cache", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, note)
+    return check_of("cache", f"{role} ({model.dtype})", worst(seen), BOUNDS[model.dtype], 0.0, note)
 
 
 @torch.inference_mode()
@@ -87,7 +87,7 @@ def head_with_target(pair: Pair, draft: LoadedModel, head: Eagle3Runner, steps: 
     def random_tokens(n: int) -> list[int]:
         return [rng.randrange(pair.vocab) for _ in range(n)]
 
-    text, worst = random_tokens(24), 0.0
+    text, seen = random_tokens(24), []
     head.reset()
     for _ in range(steps):
         drafted, kept = random_tokens(rng.randint(1, BLOCK)), rng.randint(0, BLOCK)
@@ -100,10 +100,11 @@ def head_with_target(pair: Pair, draft: LoadedModel, head: Eagle3Runner, steps: 
         fresh_head, fresh_target = head.fresh(), target.fresh()
         fresh_head.follow(fresh_target)
         got, whole = (each.forward(_ids(text[each.length :], draft), 1) for each in (head, fresh_head))
-        worst = max(worst, difference(got, whole))
+        seen.append(difference(got, whole))
     head.reset()
     bound = max(BOUNDS[model.dtype] for model in (draft, pair.target))
-    return check_of("cache", f"draft ({draft.dtype})", worst, bound, 0.0, f"{steps} drafts, up to {len(text)} tokens")
+    note = f"{steps} drafts, up to {len(text)} tokens"
+    return check_of("cache", f"draft ({draft.dtype})", worst(seen), bound, 0.0, note)
 
 
 @torch.inference_mode()
@@ -117,13 +118,15 @@ def block(role: str, model: LoadedModel, vocab: int) -> Check:
     before = runner.length
     # A captured step's logits are overwritten by the next step.
     alone = torch.cat([runner.forward(tokens[i : i + 1], 1).clone() for i in range(BLOCK)])
-    worst = 0.0
+    seen, same = [], True
     for n in range(2, BLOCK + 1):
         runner.truncate(before)
-        worst = max(worst, difference(runner.forward(tokens[:n], n), alone[:n]))
+        together = runner.forward(tokens[:n], n)
+        seen.append(difference(together, alone[:n]))
+        same = same and torch.equal(together, alone[:n])
     runner.reset()
-    detail = f"blocks of 2 to {BLOCK} against single tokens" + ("" if worst else ": bit-identical")
-    return check_of("block", f"{role} ({model.dtype})", worst, BOUNDS[model.dtype], 0.0, detail)
+    detail = f"blocks of 2 to {BLOCK} against single tokens" + (": bit-identical" if same else "")
+    return check_of("block", f"{role} ({model.dtype})", worst(seen), BOUNDS[model.dtype], 0.0, detail)
 
 
 def without_cache(model: PreTrainedModel, prompt: Tensor, text: Tensor) -> Tensor:

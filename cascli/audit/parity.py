@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from cascli.analysis.comparison import first_divergence
-from cascli.audit.report import Check
+from cascli.audit.report import Check, worst
 from cascli.chat import encode
 from cascli.decoding.detokenizer import Speller
 from cascli.engine import Decoding, Request
@@ -55,7 +55,7 @@ def parity(pair: Pair, prompts: Sequence[Prompt], tokens: int, tolerance: float)
     `tolerance` is the logit margin up to which rounding may swap the two best tokens.
     """
     target, speculative = parse("target"), parse(speculation(pair))
-    worst, notes = 0.0, []
+    gaps, notes = [], []
     for prompt in prompts:
         ids = encode(pair, prompt.turns[0])
         theirs, ours = (greedy(pair, strategy, ids, tokens) for strategy in (target, speculative))
@@ -63,15 +63,15 @@ def parity(pair: Pair, prompts: Sequence[Prompt], tokens: int, tolerance: float)
         if place is None:
             continue
         gap = margin(pair, ids, theirs.token_ids[:place])
-        worst = max(worst, gap)
+        gaps.append(gap)
         swap = f"{_named(pair, ours, theirs, place)}, margin {gap:.1g}: {verdict(gap, tolerance)}"
         notes.append(f"{prompt.id} #{place + 1}: {swap}")
     detail = "; ".join(notes) or f"{len(prompts)} prompts x {tokens} tokens, no difference"
     yield Check(
         kind="parity",
         subject=f"{speculation(pair)} against target",
-        status="pass" if worst <= tolerance else "fail",
-        statistic=worst,
+        status="pass" if worst(gaps) <= tolerance else "fail",
+        statistic=worst(gaps),
         bound=tolerance,
         false_alarm=0.0,
         detail=detail,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -16,7 +18,7 @@ class Check(Data):
     """One question and its result."""
 
     kind: str
-    """weights, law, joint law, joint fit, round, draw, parity, cache, block or tokenizer."""
+    """weights, law, joint law, joint fit, round, answer, drafter, draw, parity, cache, block or tokenizer."""
     subject: str
     status: Status
     statistic: float | None = None
@@ -62,6 +64,21 @@ def check_of(kind: str, subject: str, statistic: float, bound: float, false_alar
         false_alarm=false_alarm,
         detail=detail,
     )
+
+
+def failed(kind: str, subject: str, why: str) -> Check:
+    """A check that ended with an error, which no bound can excuse."""
+    return Check(kind=kind, subject=subject, status="fail", detail=why)
+
+
+def worst(statistics: Iterable[float]) -> float:
+    """The largest of some statistics of 0 or more; NaN if one of them is, which `max` may pass over."""
+    found = 0.0
+    for statistic in statistics:
+        if math.isnan(statistic):
+            return statistic
+        found = max(found, statistic)
+    return found
 
 
 def skipped(kind: str, subject: str, why: str) -> Check:

@@ -8,6 +8,7 @@ agree half-way: a pair that rejects every first draft tests no other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -37,6 +38,9 @@ WHOLE_VOCABULARY_ROUNDS = [(n, seed) for n in (0, 4) for seed in range(2)]
 BOUND = 0.02
 """Share of the rounds that may differ: a number at the very edge of a token or a test can fall on either side."""
 SAMPLINGS = (Sampling(1.0), Sampling(0.9, top_k=12, top_p=0.9))
+BANNED = 1e4
+"""Distance from the best logit beyond which a target never writes a token: it has masked it."""
+LEAST_SHARE = 1e-6
 HALF_WAY = 0.35
 """Largest mean TV(p, q) over the rounds, which is about the share of drafts rejected."""
 
@@ -88,9 +92,15 @@ def has_rounds(strategy: Strategy) -> bool:
 
 def drawn_together(rows: Rows, dtype: torch.dtype) -> Rows:
     """Move the target's logits towards the draft's until most drafts are accepted, and round them to a precision."""
-    draft, target = rows
+    target = rows.target
+    banned = ~(target > target.max(dim=-1, keepdim=True).values - BANNED)
+    draft = rows.draft.masked_fill(banned, -math.inf)  # otherwise no share would bring such a token's logits nearer
     share, q = 1.0, distributions.base(draft)
-    while float(distributions.total_variation(distributions.base(_between(*rows, share)), q).mean()) > HALF_WAY:
+    while (
+        share > LEAST_SHARE
+        and float(distributions.total_variation(distributions.base(_between(draft, target, share)), q).mean())
+        > HALF_WAY
+    ):
         share /= 1.5
     return Rows(draft, _between(draft, target, share).to(dtype).double())
 

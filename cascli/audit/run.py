@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from cascli import rules
-from cascli.audit import draws, files, joint, law, numerics, parity, rounds, tables, tokens
-from cascli.audit.report import Audit, Check, skipped
+from cascli.audit import answers, drafts, draws, files, joint, law, numerics, parity, rounds, tables, tokens
+from cascli.audit.report import Audit, Check, failed, skipped
 from cascli.chat import encode
 from cascli.config import PairConfig
 from cascli.decoding.plugin_checks import usable_rules, works_over
 from cascli.engine import environment
+from cascli.errors import RunError
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.plugins import is_own
@@ -37,10 +38,11 @@ class Effort:
     prompts: int
     tokens: int
     rewinds: int
+    answers: int
 
 
-QUICK = Effort(trees=1, runs=3000, deep=False, prompts=2, tokens=20, rewinds=6)
-FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24)
+QUICK = Effort(trees=1, runs=3000, deep=False, prompts=2, tokens=20, rewinds=6, answers=2)
+FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24, answers=5)
 
 
 REPRESENTATIVE_RULE = "lenience"
@@ -151,6 +153,7 @@ def planned(
     count += tokens.num_checks(pair) + 3 * len(pair.models) + len(laws)
     count += sum(by_block(strategy.params) for strategy in chosen)
     count += sum(rounds.has_rounds(strategy) for strategy in chosen) + len(chosen) * (4 if deep else 2)
+    count += sum(map(answers.compares, chosen)) + len(drafts.drafters(chosen))
     return count + 1  # parity
 
 
@@ -181,9 +184,9 @@ def _checks(
         yield skipped("parity", f"{parity.speculation(pair)} against target", "no tokenizer for the built-in prompts")
         return
     on_progress("greedy parity")
-    yield from parity.parity(
-        pair, builtin()[:: max(30 // effort.prompts, 1)][: effort.prompts], effort.tokens, _tolerance(pair, numerical)
-    )
+    prompts = builtin()[:: max(30 // effort.prompts, 1)][: effort.prompts]
+    compared = parity.parity(pair, prompts, effort.tokens, _tolerance(pair, numerical))
+    yield from _or_failed("parity", f"{parity.speculation(pair)} against target", compared)
 
 
 def _laws(
@@ -198,12 +201,31 @@ def _laws(
     yield from law.of_blocks(trees, chosen)
     on_progress("rounds of every length")
     yield from rounds.rounds(pair, trees[0], chosen)
+    on_progress("whole answers")
+    for strategy in chosen:
+        yield from _or_failed("answer", strategy.spec, answers.answers(pair, trees[0], [strategy], effort.answers))
+    on_progress("drafters")
+    for strategy in drafts.drafters(chosen):
+        yield from _or_failed("drafter", strategy.spec, drafts.drafts(pair, strategy))
     on_progress("joint law of two tokens")
-    yield from joint.joint_laws(pair, trees[0], chosen, effort.runs)
+    yield from _joint_laws(pair, trees[0], chosen, effort.runs)
     if effort.deep:
         on_progress("joint law of three tokens")
         deep = tables.tabulate(pair, _prompts(pair, 1)[0], LIKELIEST // DEEPER, 2)
-        yield from joint.joint_laws(pair, deep, chosen, effort.runs)
+        yield from _joint_laws(pair, deep, chosen, effort.runs)
+
+
+def _joint_laws(pair: Pair, tree: tables.Tree, strategies: Sequence[Strategy], runs: int) -> Iterator[Check]:
+    for strategy in strategies:
+        yield from _or_failed(joint.TEXT_BY_TEXT, strategy.spec, joint.joint_laws(pair, tree, [strategy], runs))
+
+
+def _or_failed(kind: str, subject: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """The checks; an error of a run, such as logits that are not numbers, is a failed check, and the audit goes on."""
+    try:
+        yield from checks
+    except RunError as problem:
+        yield failed(kind, subject, str(problem))
 
 
 def _rule_names(strategies: Sequence[Strategy]) -> list[str]:

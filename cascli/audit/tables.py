@@ -6,7 +6,7 @@ every text over these tokens are tabulated, the real engine can be run thousands
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -18,6 +18,8 @@ from cascli.models.pair import LoadedModel, Pair
 from cascli.models.runner import Runner
 
 Text = tuple[int, ...]
+PROMPT = (0, 1, 0)
+"""Stands for the prompt that a tree follows: it repeats itself, so that lookups draft, and opens thinking."""
 THINKING = (0, 1)
 """The tokens of a tree that open and close thinking, for rules limited to it."""
 
@@ -76,15 +78,15 @@ def _table(model: LoadedModel, prompt: Tensor, likely: Tensor, depth: int) -> di
     return {text: logits.cpu() for text, logits in table.items()}
 
 
+LogitsAfter = Callable[[Text], Tensor]
+"""The logits `[width]` after a text, in a model's precision and on its device."""
+
+
 class TableRunner(Runner):
-    """Reads a text and answers from a table; the text's first token stands for the prompt.
+    """Reads a text, and answers with the logits that a function knows for it."""
 
-    Beyond the table's depth, where no counted result depends on them, the logits are flat.
-    """
-
-    def __init__(self, table: dict[Text, Tensor], width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._table = {text: logits.to(device, dtype) for text, logits in table.items()}
-        self._flat = torch.zeros(width, dtype=dtype, device=device)
+    def __init__(self, logits_after: LogitsAfter) -> None:
+        self._logits_after = logits_after
         self._read: list[int] = []
 
     @property
@@ -96,7 +98,7 @@ class TableRunner(Runner):
         """Logits `[rows, width]` after each of the last `rows` tokens of the text."""
         self._read += ids.tolist()
         ends = range(len(self._read) - rows + 1, len(self._read) + 1)
-        return torch.stack([self._table.get(tuple(self._read[1:end]), self._flat) for end in ends])
+        return torch.stack([self._logits_after(tuple(self._read[:end])) for end in ends])
 
     def truncate(self, length: int) -> None:
         """Drop everything after the first `length` tokens."""
@@ -104,23 +106,36 @@ class TableRunner(Runner):
 
 
 def tabulated(pair: Pair, tree: Tree) -> Pair:
-    """The pair with its models replaced by their tables; its prompt is the single token 0.
+    """The pair with its models replaced by their tables; its prompt is `PROMPT`.
+
+    Beyond the tables' depth, where no counted result depends on them, the logits are flat.
+    """
+    flat = torch.zeros(tree.width, dtype=tree.dtype, device=pair.device)
+
+    def after(table: dict[Text, Tensor]) -> LogitsAfter:
+        known = {text: logits.to(pair.device, tree.dtype) for text, logits in table.items()}
+        return lambda text: known.get(text[len(PROMPT) :], flat)
+
+    return answering(pair, tree.width, after(tree.draft), after(tree.target))
+
+
+def answering(pair: Pair, width: int, draft: LogitsAfter, target: LogitsAfter, ends: Collection[int] = ()) -> Pair:
+    """The pair with models of `width` tokens that answer with given logits, and with the tokens that end a text.
 
     Everything else stays the pair's own: its device, the precision of its logits, and the code that decides its rounds.
     """
 
-    def model(loaded: LoadedModel, table: dict[Text, Tensor]) -> LoadedModel:
-        reader = TableRunner(table, tree.width, tree.dtype, pair.device)
-        return replace(loaded, runner=reader, device=pair.device, rows=tree.width)
+    def model(loaded: LoadedModel, logits_after: LogitsAfter) -> LoadedModel:
+        return replace(loaded, runner=TableRunner(logits_after), device=pair.device, rows=width)
 
     return replace(
         pair,
         config=pair.config.model_copy(update={"thinking": THINKING}),
-        draft=None if pair.draft is None else model(pair.draft, tree.draft),
-        target=model(pair.target, tree.target),
+        draft=None if pair.draft is None else model(pair.draft, draft),
+        target=model(pair.target, target),
         tokenizer=None,
-        vocab=tree.width,
-        eos_ids=frozenset(),
+        vocab=width,
+        eos_ids=frozenset(ends),
         context=None,
     )
 
