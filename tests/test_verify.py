@@ -55,10 +55,10 @@ def test_tabulated_models_answer_from_the_table(text_pair: Pair, tree: tables.Tr
     small = tables.tabulated(text_pair, tree)
     runner = small.draft.runner
     runner.reset()
-    rows = runner.forward(torch.tensor([0, 3]), 2)
+    rows = runner.forward(torch.tensor([*tables.PROMPT, 3]), 2)
     assert rows.dtype == tree.dtype == torch.float32
     assert torch.equal(rows.double(), torch.stack([tree.draft[()], tree.draft[(3,)]]))
-    runner.truncate(1)
+    runner.truncate(len(tables.PROMPT))
     assert torch.equal(runner.forward(torch.tensor([5]), 1)[0].double(), tree.draft[(5,)])
     assert text_pair.draft.runner is not runner
 
