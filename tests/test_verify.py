@@ -138,6 +138,29 @@ def test_the_cpu_path_is_not_compared_with_itself(
     assert check.status == "fail", check
 
 
+@pytest.mark.parametrize("name", ["speculative:k=2", "speculative:k=2,verify=block"])
+@pytest.mark.parametrize("at", [5, 8])
+def test_a_wrong_token_after_a_long_block_fails(
+    name: str, at: int, text_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token after `at` kept drafts comes from the row before, in blocks of this length alone."""
+    tree = tables.tabulate(text_pair, [72, 105], width=16, depth=1)
+    [check] = rounds.rounds(text_pair, tree, [parse(name)])
+    found = re.search(r"(\d+) rounds of up to 8, (\d+) outcomes, all 8 kept in (\d+)", check.detail)
+    assert check.status == "pass" and found is not None
+    cases, outcomes, whole = map(int, found.groups())
+    assert cases >= outcomes > 0.7 * cases and whole > 5
+    right = speculation.decide_round
+
+    def wrong(rule: Any, sampling: Any, logits: torch.Tensor, *given: torch.Tensor, **how: Any) -> torch.Tensor:
+        rows = torch.cat([logits[:-1], logits[-2:-1]]) if len(logits) == at + 1 else logits
+        return right(rule, sampling, rows, *given, **how)
+
+    monkeypatch.setattr(rounds, "decide_round", wrong)
+    [check] = rounds.rounds(text_pair, tree, [parse(name)])
+    assert check.status == "fail" and check.statistic < 0.2
+
+
 @pytest.mark.parametrize("name", ["scaled prefixes", "prefixes as tokens"])
 def test_block_verification_is_not_compared_with_itself(
     name: str, text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
