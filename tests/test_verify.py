@@ -461,6 +461,21 @@ def test_logits_that_are_not_numbers_pass_no_bound() -> None:
     assert not numerics.difference(off, rows) <= 1.0
 
 
+def test_a_cache_of_experts_is_judged_by_its_middle_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 rounding chooses between nearly equal experts, and moves a few rows; a wrong rewind moves all."""
+    shape = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 6}
+    mixture = pair(300, **shape, initializer_range=0.5, hidden_size=128, intermediate_size=128)
+    for role in ("draft", "target"):
+        mixture[role]["dtype"] = "bfloat16"
+    loaded = load_pair(mixture)
+    found = numerics.cache("target", loaded.target, loaded.vocab, 12)
+    beyond = re.search(r"(\d+) are beyond the bound", found.detail)
+    assert found.status == "pass" and beyond is not None and int(beyond[1]) > 0, found
+    honest = loaded.target.runner.truncate
+    monkeypatch.setattr(loaded.target.runner, "truncate", lambda length: honest(max(length - 1, 0)))
+    assert numerics.cache("target", loaded.target, loaded.vocab, 4).status == "fail"
+
+
 def test_a_cache_is_judged_by_its_worst_rewind(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = iter([0.0, 0.5, 0.0, 0.0])
     monkeypatch.setattr(numerics, "difference", lambda *_: next(seen))
