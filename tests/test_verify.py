@@ -138,6 +138,29 @@ def test_the_cpu_path_is_not_compared_with_itself(
     assert check.status == "fail", check
 
 
+@pytest.mark.parametrize("name", ["speculative:k=2", "speculative:k=2,verify=block"])
+@pytest.mark.parametrize("at", [5, 8])
+def test_a_wrong_token_after_a_long_block_fails(
+    name: str, at: int, text_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token after `at` kept drafts comes from the row before, in blocks of this length alone."""
+    tree = tables.tabulate(text_pair, [72, 105], width=16, depth=1)
+    [check] = rounds.rounds(text_pair, tree, [parse(name)])
+    found = re.search(r"(\d+) rounds of up to 8, (\d+) outcomes, all 8 kept in (\d+)", check.detail)
+    assert check.status == "pass" and found is not None
+    cases, outcomes, whole = map(int, found.groups())
+    assert cases >= outcomes > 0.7 * cases and whole > 5
+    right = speculation.decide_round
+
+    def wrong(rule: Any, sampling: Any, logits: torch.Tensor, *given: torch.Tensor, **how: Any) -> torch.Tensor:
+        rows = torch.cat([logits[:-1], logits[-2:-1]]) if len(logits) == at + 1 else logits
+        return right(rule, sampling, rows, *given, **how)
+
+    monkeypatch.setattr(rounds, "decide_round", wrong)
+    [check] = rounds.rounds(text_pair, tree, [parse(name)])
+    assert check.status == "fail" and check.statistic < 0.2
+
+
 @pytest.mark.parametrize("name", ["scaled prefixes", "prefixes as tokens"])
 def test_block_verification_is_not_compared_with_itself(
     name: str, text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
@@ -436,6 +459,21 @@ def test_logits_that_are_not_numbers_pass_no_bound() -> None:
     off = rows.clone()
     off[2, 0] = torch.nan
     assert not numerics.difference(off, rows) <= 1.0
+
+
+def test_a_cache_of_experts_is_judged_by_its_middle_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 rounding chooses between nearly equal experts, and moves a few rows; a wrong rewind moves all."""
+    shape = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 6}
+    mixture = pair(300, **shape, initializer_range=0.5, hidden_size=128, intermediate_size=128)
+    for role in ("draft", "target"):
+        mixture[role]["dtype"] = "bfloat16"
+    loaded = load_pair(mixture)
+    found = numerics.cache("target", loaded.target, loaded.vocab, 12)
+    beyond = re.search(r"(\d+) are beyond the bound", found.detail)
+    assert found.status == "pass" and beyond is not None and int(beyond[1]) > 0, found
+    honest = loaded.target.runner.truncate
+    monkeypatch.setattr(loaded.target.runner, "truncate", lambda length: honest(max(length - 1, 0)))
+    assert numerics.cache("target", loaded.target, loaded.vocab, 4).status == "fail"
 
 
 def test_a_cache_is_judged_by_its_worst_rewind(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

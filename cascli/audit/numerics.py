@@ -1,12 +1,17 @@
 """Does the cache drift, and do logits depend on the block that a token is verified in?
 
-Differences are those of `cascli.models.rounding.difference`.
+Differences are those of `cascli.models.rounding.difference`. In a mixture of experts, 16-bit rounding decides which of
+two nearly equal experts a token passes through, and another choice moves its logits, and those of tokens after it, far
+beyond any bound on rounding. This happens to a minority of rows, whereas a wrong cache moves all: the cache of such a
+model is judged by its middle row.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -17,6 +22,7 @@ from cascli.models.calls import Calls
 from cascli.models.eagle3.runners import Eagle3Runner
 from cascli.models.pair import LoadedModel, Pair
 from cascli.models.rounding import BOUNDS, difference
+from cascli.models.size import has_experts
 
 LOGIT_SCALE = 30.0
 """Approximate largest magnitude of a language model's logits; converts a relative difference into a margin."""
@@ -56,6 +62,7 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
     rng, runner = random.Random(0), model.runner.own
     slides = window(model)
     reach = slides is not None and slides <= LONGEST_WINDOW
+    routed = has_experts(model.model.config.get_text_config()) and model.dtype in ("bfloat16", "float16")
     text = [rng.randrange(vocab) for _ in range(slides + 8 if reach and slides else 24)]
     runner.prepare(len(text), (steps + 1) * BLOCK, READS)
     prompt, rest = _ids(text[:PROMPT], model), text[PROMPT:]
@@ -71,12 +78,18 @@ def cache(role: str, model: LoadedModel, vocab: int, steps: int) -> Check:
         text = text[:keep] + fresh_tokens
         got = runner.forward(_ids(fresh_tokens, model), len(fresh_tokens))
         whole = without_cache(model.model, prompt, _ids(text, model))
-        seen.append(difference(got, whole[-len(fresh_tokens) :, :vocab].to(got.device)))
+        expected = whole[-len(fresh_tokens) :, :vocab].to(got.device)
+        pairs = zip(got.split(1), expected.split(1), strict=True) if routed else [(got, expected)]
+        seen += [difference(*each) for each in pairs]
     note = f"{steps} rewinds, up to {runner.length} tokens"
     runner.reset()
+    if routed:
+        beyond = sum(each > BOUNDS[model.dtype] for each in seen)
+        note += f"; the middle of {len(seen)} rows, of which {beyond} are beyond the bound: rounding may choose experts"
     if slides is not None:
         note += f", {'beyond' if reach else 'not beyond'} its window of {slides}"
-    return check_of("cache", f"{role} ({model.dtype})", worst(seen), BOUNDS[model.dtype], 0.0, note)
+    found = median(seen) if routed and not any(map(math.isnan, seen)) else worst(seen)
+    return check_of("cache", f"{role} ({model.dtype})", found, BOUNDS[model.dtype], 0.0, note)
 
 
 @torch.inference_mode()

@@ -3,7 +3,8 @@
 Joint laws are sampled over two or three tokens, so they never cover rounds of three or more drafts. This check covers
 rounds of every length up to eight, with the run's own random numbers as stored on the device, over the few tokens of a
 tree and over the whole vocabulary; every other round is truncated. The target is moved towards the draft until the two
-agree half-way: a pair that rejects every first draft tests no other.
+agree half-way: a pair that rejects every first draft tests no other. Further rounds have small numbers for their tests,
+so that long blocks are kept whole.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from cascli.audit import by_definition
 from cascli.audit.joint import rule_of
-from cascli.audit.report import Check, check_of
+from cascli.audit.report import Check, check_of, failed
 from cascli.audit.tables import Tree, path_of
 from cascli.decoding.speculation import decide_round
+from cascli.errors import RunError
 from cascli.kernels.layout import RoundFacts
 from cascli.models.pair import Pair
 from cascli.rules.base import Rule
@@ -35,8 +37,16 @@ LONGEST = 8
 SEEDS = 10
 WHOLE_VOCABULARY_ROUNDS = [(n, seed) for n in (0, 4) for seed in range(2)]
 """Lengths and seeds of rounds over the whole vocabulary."""
-BOUND = 0.02
-"""Share of the rounds that may differ: a number at the very edge of a token or a test can fall on either side."""
+LONG_ROUNDS = [(n, SEEDS + 2 * seed) for n in range(5, LONGEST + 1) for seed in range(8)]
+"""Lengths and seeds of rounds whose drafts are all kept: a token after eight kept drafts is rare otherwise.
+
+Even seeds, which are not truncated: what the target's truncation leaves out is never kept.
+"""
+SMALL = 0.001
+"""What the numbers of such rounds' tests are scaled by."""
+BOUND = 0.01
+"""Share of the rounds that may differ, one in all: a number at the very edge of a token or a test can fall on either
+side, which happens to one in thousands."""
 SAMPLINGS = (Sampling(1.0), Sampling(0.9, top_k=12, top_p=0.9))
 BANNED = 1e4
 """Distance from the best logit beyond which a target never writes a token: it has masked it."""
@@ -56,16 +66,27 @@ class Rows(NamedTuple):
 def rounds(pair: Pair, tree: Tree, strategies: Sequence[Strategy]) -> Iterator[Check]:
     """One check for each strategy that speculates."""
     few, whole = drawn_together(of_tree(tree), tree.dtype), drawn_together(of_vocabulary(pair), tree.dtype)
-    cases = [(few, n, seed) for n in range(LONGEST + 1) for seed in range(SEEDS)]
-    cases += [(whole, n, seed) for n, seed in WHOLE_VOCABULARY_ROUNDS]
+    cases = [(few, n, seed, 1.0) for n in range(LONGEST + 1) for seed in range(SEEDS)]
+    cases += [(few, n, seed, SMALL) for n, seed in LONG_ROUNDS]
+    cases += [(whole, n, seed, 1.0) for n, seed in WHOLE_VOCABULARY_ROUNDS]
     for strategy in strategies:
         rule = rule_of(strategy)
         if rule is None or not has_rounds(strategy):
             continue
         blocks = by_block(strategy.params)
-        different = [_differs(pair, rows, tree.dtype, rule, blocks, n, seed) for rows, n, seed in cases]
-        detail = f"{len(different)} rounds of up to {LONGEST}; {path_of(pair, tree)}"
-        yield check_of("round", strategy.spec, sum(different) / len(different), BOUND, 0.0, detail)
+        try:
+            decided = [_decided(pair, tree.dtype, rule, blocks, *case) for case in cases]
+        except RunError as problem:  # of a third-party rule
+            yield failed("round", strategy.spec, str(problem))
+            continue
+        different = sum(ours != theirs for ours, theirs in decided)
+        outcomes = {(n, *theirs) for (_, theirs), (_, n, *_) in zip(decided, cases, strict=True)}
+        whole_blocks = sum(n == theirs.kept == LONGEST for (_, theirs), (_, n, *_) in zip(decided, cases, strict=True))
+        detail = (
+            f"{len(cases)} rounds of up to {LONGEST}, {len(outcomes)} outcomes, all {LONGEST} kept in {whole_blocks}"
+        )
+        detail += f"; {path_of(pair, tree)}"
+        yield check_of("round", strategy.spec, different / len(cases), BOUND, 0.0, detail)
 
 
 def of_tree(tree: Tree) -> Rows:
@@ -110,13 +131,19 @@ def _between(draft: Tensor, target: Tensor, share: float) -> Tensor:
     return (draft + share * (target - draft)).where(draft.isfinite(), target + 1 - 1 / share)
 
 
-def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: bool, n: int, seed: int) -> bool:
-    """Whether the device keeps other drafts of a round than the definition, or writes another token after them."""
+def _decided(
+    pair: Pair, dtype: torch.dtype, rule: Rule, blocks: bool, rows: Rows, n: int, seed: int, scale: float
+) -> tuple[by_definition.Outcome, by_definition.Outcome]:
+    """What the device makes of a round, and what the definition does.
+
+    Each length and seed has its own rows and numbers; those of the tests are scaled.
+    """
     sampling = SAMPLINGS[seed % len(SAMPLINGS)]
-    places = (torch.arange(n + 1) + seed) % len(rows.target)
+    own = seed * (LONGEST + 1) + n
+    places = (torch.arange(n + 1) + own) % len(rows.target)
     draft, target = (each[places].to(dtype) for each in rows)
-    num_q, uniforms = n + rule.reads_draft, Uniforms(seed, LONGEST + 2, pair.device)
-    u = uniforms.draw(0, n), uniforms.accept(0, n), torch.cat([uniforms.residual(0, n), uniforms.draw(n, 1)])
+    num_q, uniforms = n + rule.reads_draft, Uniforms(own, LONGEST + 2, pair.device)
+    u = uniforms.draw(0, n), scale * uniforms.accept(0, n), torch.cat([uniforms.residual(0, n), uniforms.draw(n, 1)])
     holds = [(torch.arange(n + 1) + seed) % 3 > 0] if rule.thinking_only else []
     q, q1 = (each[:num_q] for each in Sampler(sampling, rule.reads_base)(draft.to(pair.device)))
     drafted = distributions.sample(q[:n], u[0].to(q.device))
@@ -134,4 +161,4 @@ def _differs(pair: Pair, rows: Rows, dtype: torch.dtype, rule: Rule, blocks: boo
         holds=holds[0].numpy() if holds else None,
         by_block=blocks,
     )
-    return (ours.num_accepted, ours.next_id) != theirs
+    return by_definition.Outcome(ours.num_accepted, ours.next_id), theirs
