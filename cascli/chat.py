@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cascli.decoding.detokenizer import Speller, Stream
 from cascli.errors import UsageError, first_line
 from cascli.models.pair import Pair
+from cascli.trace import Run
 
 TEMPLATE_SECONDS = 10.0
 """Time limit for a chat template, which is code by the tokenizer's author; those of real models take milliseconds."""
@@ -56,9 +58,28 @@ class Conversation:
             start += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return [*start, {"role": "user", "content": turn}]
 
-    def with_answer(self, turn: str, answer: str) -> Conversation:
+    def with_answer(self, pair: Pair, turn: str, run: Run) -> Conversation:
         """This conversation with one more exchange."""
-        return Conversation(self.system, (*self.past, (turn, answer)))
+        return Conversation(self.system, (*self.past, (turn, answer_with_thinking(pair, run))))
+
+
+def answer_with_thinking(pair: Pair, run: Run) -> str:
+    """An answer's text with the two tokens between which it thinks, even if they are markup, which texts leave out.
+
+    By them, chat templates find the thinking of earlier answers, to drop it.
+    """
+    speller = Speller(pair.tokenizer)
+    hidden = [token for token in pair.thinking or () if not speller.text([token])]
+    ids = run.token_ids[:-1] if run.finish_reason == "stop" else run.token_ids  # a stop text is not part of an answer
+    if not set(hidden) & set(ids):
+        return run.text
+    stream, text, length, copied = Stream(speller), "", 0, 0
+    for token in ids:
+        length = min(length + len(stream.push(token)), len(run.text))
+        if token in hidden:
+            text += run.text[copied:length] + speller.token(token)
+            copied = length
+    return text + run.text[copied:]
 
 
 def encode(pair: Pair, turn: str, conversation: Conversation | None = None, *, raw: bool = False) -> list[int]:

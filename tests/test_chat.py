@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from typer.testing import CliRunner, Result
 
@@ -17,7 +19,7 @@ from cascli.cli.app import _interrupt, app
 from cascli.cli.chat import COMMANDS
 from cascli.cli.errors import Terminated
 from cascli.cli.lines import history, next_line
-from cascli.errors import UsageError
+from cascli.errors import RunError, UsageError
 from cascli.jobs.chat import Chat
 from cascli.jobs.generate import converse
 from cascli.prompts import Prompt
@@ -25,7 +27,8 @@ from cascli.render.stream import AnswerStream
 from cascli.render.summary import one_line
 from cascli.settings import Resolved
 from cascli.strategies import parse
-from tests.pairs import pair
+from tests.pairs import model, pair
+from tests.two_tokenizers import byte_level
 
 SETTINGS = Resolved(max_new_tokens=8, temperature=0.7)
 
@@ -185,11 +188,40 @@ def test_an_interrupted_answer_is_kept_up_to_the_interruption(text_pair: Pair) -
     assert isinstance(chat.ask("and then?", lambda step: None), Run)  # the pair is free again
 
 
-def test_a_withdrawn_answer_is_not_kept(text_pair: Pair) -> None:
+@pytest.mark.parametrize("after", [3, 9])
+def test_a_tentative_or_withdrawn_answer_is_not_kept(text_pair: Pair, after: int) -> None:
     chat = Chat(text_pair, parse("cascade:score=mean-logprob,threshold=0"), SETTINGS)
     with pytest.raises(KeyboardInterrupt):
-        chat.ask("hi", CutShort(after=9))  # eight tokens of the draft model, then the decision against them
+        chat.ask("hi", CutShort(after))  # eight tokens of the draft model, then the decision against them
     assert chat.conversation.past == ()
+
+
+def test_an_interrupted_answer_keeps_what_may_begin_a_stop_text(text_pair: Pair) -> None:
+    """It is held back until it is known not to, so it has not been shown."""
+    chat = Chat(text_pair, parse("target"), replace(SETTINGS, stop=["0123456789"]))
+    whole = chat.ask("hi", lambda step: None).text
+    chat.forget()
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("hi", CutShort(after=3))
+    ((_, answer),) = chat.conversation.past
+    assert answer and whole.startswith(answer)
+
+
+def test_an_answer_that_fails_midway_is_kept(text_pair: Pair) -> None:
+    chat = Chat(text_pair, parse("target"), SETTINGS)
+    whole = chat.ask("hi", lambda step: None).text
+    chat.forget()
+    rounds = []
+
+    def fails(step: Any) -> None:
+        rounds.append(step)
+        if len(rounds) == 3:
+            raise RunError("the draft model's context is full")
+
+    with pytest.raises(RunError, match="context is full"):
+        chat.ask("hi", fails)
+    ((_, answer),) = chat.conversation.past
+    assert answer and whole.startswith(answer)
 
 
 def test_ctrl_c_ends_the_answer_and_a_second_one_the_chat(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,3 +396,37 @@ def test_a_template_with_its_own_start_token_gets_no_second_one() -> None:
 def test_without_a_template_the_turn_follows_the_whole_conversation() -> None:
     talk = Conversation("be brief", (("a", "b"), ("c", "d")))
     assert bytes(encode(load_pair("tiny-random"), "e", talk)) == b"be brief\na\nb\nc\nd\ne"
+
+
+WITHOUT_THINKING = (
+    "{% for m in messages %}{{ m.content.split('</think>')[-1] }}b{% endfor %}"
+    "{% if add_generation_prompt %}a{% endif %}"
+)
+"""A template in the style of Qwen3's: of earlier answers it keeps what follows their thinking."""
+
+
+def test_templates_find_the_thinking_of_earlier_answers_though_it_is_markup(tmp_path: Path) -> None:
+    """As if the two tokens were text: markup is left out of texts, but here it says what to drop."""
+    asked, found = Prompt(("ab", "ba")), []
+    for special in (False, True):
+        tokenizer = byte_level(["a", "b", "c"], special=["<end>"])
+        tokenizer.add_tokens([AddedToken(name, special=special) for name in ("<think>", "</think>")])
+        tokenizer.chat_template = WITHOUT_THINKING
+        tokenizer.save_pretrained(tmp_path / str(special))
+        made = model(3, len(tokenizer), num_hidden_layers=1)
+        made["source"]["tokenizer"] = str(tmp_path / str(special))
+        loaded = load_pair({"target": made})
+        assert loaded.thinking == (4, 5)
+        for seed, stop in ((0, []), (1, []), (2, ["bb"]), (3, ["</think>"])):
+            settings = Resolved(max_new_tokens=8, seed=seed, stop=stop)
+            found.append(list(converse(loaded, parse("target"), asked, settings)))
+    as_text, as_markup = found[:4], found[4:]
+    for theirs, ours in zip(as_text, as_markup, strict=True):
+        assert [run.prompt_token_ids for run in ours] == [run.prompt_token_ids for run in theirs]
+        assert "think" not in ours[0].text
+    assert all(5 in run.token_ids for run, _ in as_markup)
+    assert {run.finish_reason for run, _ in as_markup} == {"length", "stop"}
+    chat = Chat(loaded, parse("target"), Resolved(max_new_tokens=8))
+    assert [chat.ask(turn, lambda step: None).prompt_token_ids for turn in asked.turns] == [
+        run.prompt_token_ids for run in as_markup[0]
+    ]

@@ -13,10 +13,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from rich.console import Console
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import Unigram
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from cascli import Pair, load_pair, rules
-from cascli.audit import WITH_OPTIONS, draws, joint, law, numerics, parity, rounds, tables
+from cascli.audit import WITH_OPTIONS, draws, joint, law, numerics, parity, rounds, tables, tokens
 from cascli.audit import run as audit
 from cascli.audit.report import Audit, Check, check_of
 from cascli.cli.app import app
@@ -25,6 +28,7 @@ from cascli.models.gpu.capture import Uncaptured
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
 from cascli.models.runner import Runner
+from cascli.models.tokenizer import byte_tokenizer
 from cascli.prompts import builtin
 from cascli.render.audit import row
 from cascli.rules.base import Exact
@@ -33,6 +37,7 @@ from cascli.sampling.autoregressive import Written
 from cascli.strategies import parse
 from tests.pairs import EVERY_ARCHITECTURE, model, pair
 from tests.tape import TapeCapture
+from tests.two_tokenizers import byte_level
 
 RUNS = 1500
 
@@ -320,6 +325,42 @@ def test_audit_without_a_tokenizer_skips_what_needs_one(id_pair: Pair) -> None:
     found = list(audit._checks(id_pair, [parse("speculative")], small, lambda _: None))
     assert [check.kind for check in found if check.status == "skipped"] == ["tokenizer", "parity"]
     assert all(check.status != "fail" for check in found)
+
+
+def like_t5(known: str) -> Any:
+    """A tokenizer that splits at white space, and has these characters and a token for all others."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((each, -3.0) for each in sorted(known))]
+    core = Tokenizer(Unigram(pieces, unk_id=2))
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    core.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "result"),
+    [
+        (byte_tokenizer(), ("pass", "6 texts")),
+        (
+            like_t5("".join("".join(tokens.SAMPLES).split())),
+            ("pass", "6 texts; the tokenizer normalises white space or characters in 2"),
+        ),
+        (
+            like_t5(printable := "".join(map(chr, range(33, 127)))),
+            ("pass", "6 texts; the tokenizer normalises white space or characters in 3; it lacks characters of 1"),
+        ),
+        (byte_level(printable + "Ġ"), ("fail", f"6 texts; not restored: {tokens.SAMPLES[1]!r}")),
+    ],
+)
+def test_a_tokenizer_restores_what_it_reads(tokenizer: Any, result: tuple[str, str]) -> None:
+    """One that drops bytes without saying so fails: it neither normalises nor has a token for what it lacks."""
+    found = tokens._round_trips(tokenizer)
+    assert (found.status, found.detail) == result
+
+
+def test_a_tokenizer_that_normalises_is_caught_if_it_reads_its_own_texts_otherwise() -> None:
+    tokenizer = like_t5("".join("".join(tokens.SAMPLES).split()))
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Metaspace(), decoders.Replace("s", "x")])
+    assert tokens._round_trips(tokenizer).status == "fail"
 
 
 def test_the_command(clean_env: pytest.MonkeyPatch) -> None:

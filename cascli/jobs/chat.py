@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from cascli.chat import Conversation
-from cascli.engine import StreamEvent, check_models
-from cascli.errors import ContextFull, UsageError
-from cascli.jobs.generate import OnRound, decode, request_of_turn
+from cascli.engine import Decoding, check_models
+from cascli.errors import ContextFull, RunError, UsageError
+from cascli.jobs.generate import OnRound, finished, request_of_turn
 from cascli.models.pair import Pair
 from cascli.settings import Resolved, checked
 from cascli.strategies import Strategy, parse
-from cascli.trace import Handover, Run, with_params
+from cascli.trace import Run, with_params
 
 
 class Chat:
@@ -34,36 +35,30 @@ class Chat:
         """The last turn, whether or not its answer was completed."""
 
     def ask(self, turn: str, on_round: OnRound) -> Run:
-        """Answer a turn; the part of an answer written before Ctrl-C stays in the conversation.
+        """Answer a turn; what an answer had that was final before Ctrl-C or an error stays in the conversation.
 
         Raises:
             UsageError: an empty turn, or a conversation that no longer fits the pair's context.
-            RunError: out of memory.
+            RunError: out of memory, or out of the context of a draft model with its own tokenizer.
             KeyboardInterrupt: during an answer; the conversation can continue with the next turn.
         """
         self.last_turn = turn
-        written: list[str] = []
-
-        def note(event: StreamEvent | Handover) -> None:
-            if isinstance(event, StreamEvent):
-                written.extend(event.pieces)
-            elif event.deferred:
-                written.clear()
-            on_round(event)
-
         try:
             request = request_of_turn(self.pair, turn, self.conversation, self.settings)
-            run = decode(self.pair, self.strategy, request, note)
-        except KeyboardInterrupt:
-            text = "".join(written)
-            if text:
-                self.conversation = self.conversation.with_answer(turn, text)
-            raise
+            decoding = Decoding(self.pair, self.strategy, request)
         except ContextFull as error:
             if not self.conversation.past:
                 raise
             raise ContextFull(f"{error}\nThe turns before it count too; /new begins another conversation.") from None
-        self.conversation = self.conversation.with_answer(turn, run.text)
+        try:
+            run = finished(decoding, on_round)
+        except (KeyboardInterrupt, RunError):
+            with suppress(Exception):  # what ended the answer is reported, whatever state it has left behind
+                part = decoding.interrupt()
+                if part is not None and part.text:
+                    self.conversation = self.conversation.with_answer(self.pair, turn, part)
+            raise
+        self.conversation = self.conversation.with_answer(self.pair, turn, run)
         self.last = run
         return run
 

@@ -93,7 +93,11 @@ def texts_of(runs: Iterable[Run]) -> list[list[int]]:
 
 def decode(pair: Pair, strategy: Strategy, request: Request, on_round: OnRound | None = None) -> Run:
     """Run to the end and pass each event to `on_round`; the pair is released even if the run ends early."""
-    decoding = Decoding(pair, strategy, request)
+    return finished(Decoding(pair, strategy, request), on_round)
+
+
+def finished(decoding: Decoding, on_round: OnRound | None = None) -> Run:
+    """The run of a decoding that has not started: `decode` for those who may have to interrupt it."""
     with closing(cast("Generator[StreamEvent | Handover]", decoding.steps())) as events:
         for event in events:
             if on_round is not None:
@@ -126,7 +130,7 @@ class Answering:
             yield from self._decoding.steps()
             run = self._decoding.run()
             self._decoding = None
-            conversation = conversation.with_answer(turn, run.text)
+            conversation = conversation.with_answer(self._pair, turn, run)
             yield run
 
     def interrupt(self) -> Run | None:

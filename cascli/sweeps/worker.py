@@ -185,7 +185,7 @@ def answers(pair: Pair, plan: SweepPlan, cell: Cell, problem: Example) -> list[R
             raw=plan.raw,
         )
         runs.append(decode(pair, strategy, request))
-        conversation = conversation.with_answer(turn, runs[-1].text)
+        conversation = conversation.with_answer(pair, turn, runs[-1])
     return runs
 
 
