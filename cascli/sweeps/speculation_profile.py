@@ -18,7 +18,7 @@ from cascli.errors import UsageError
 from cascli.models.calls import ROLES
 from cascli.strategies import shown
 from cascli.sweeps.records import Header, Record
-from cascli.trace import block_length, with_params
+from cascli.trace import block_length
 
 
 def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) -> SpeculationProfile:
@@ -38,13 +38,13 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
     else:
         planned = full_plan.temperatures_by_strategy()
         eligible = [spec for spec in specs if temperature in planned.get(spec, plan.temperatures)]
-    alike = described(Drafting(*shown(spec)[:2]) for spec in eligible)
+    alike = described(_drafting(spec, groups.get(spec, ())) for spec in eligible)
     if not alike:
         raise UsageError(NOTHING_DRAFTS)
-    chosen = groups.get(with_params(*alike[0]), [])
-    by_k = {block_length(each.params): _kept(groups.get(with_params(*each), ())) for each in alike}
+    chosen = groups.get(alike[0].spec, [])
+    by_k = {block_length(each.params): _kept(groups.get(each.spec, ())) for each in alike}
     if not by_k[block_length(alike[0].params)]:
-        raise UsageError(f"{with_params(*alike[0])}: no answer records how many drafts were accepted in each round")
+        raise UsageError(f"{alike[0].spec}: no answer records how many drafts were accepted in each round")
     distances = total(record.distances for record in chosen)
     sizes = {record.batch_size for record in chosen}
     named = {role: header.environment.get(role, "") for role in ROLES}
@@ -65,6 +65,11 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
         concurrency=sizes.pop() if len(sizes) == 1 else None,
         hardware=header.shared_environment.get("device"),
     )
+
+
+def _drafting(spec: str, records: Iterable[Record]) -> Drafting:
+    name, params, *_ = shown(spec)
+    return Drafting(name, params, drafted=any(record.drafted for record in records))
 
 
 def _kept(records: Sequence[Record]) -> list[Kept]:
