@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, Self
 
@@ -32,6 +33,22 @@ def with_params(name: str, params: Mapping[str, Any]) -> str:
 def params_of(spec: str) -> dict[str, str]:
     """The parameters of a string made by `with_params`."""
     return dict(part.partition("=")[::2] for part in spec.partition(":")[2].split(",") if part)
+
+
+def values_of(spec: str) -> dict[str, Any]:
+    """The parameters of a string made by `with_params`, as what their texts spell: they are written back unchanged."""
+    return {key: _spelled(text) for key, text in params_of(spec).items()}
+
+
+def _spelled(text: str) -> bool | float | str:
+    """The number or truth value that is written in exactly this way; otherwise the text."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        with suppress(ValueError):
+            value: float = kind(text)
+            return value if str(value) == text else text
+    return text
 
 
 def by_block(params: Mapping[str, Any]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from cascli import Pair, compare, load_pair
 from cascli.analysis.comparison import Comparison
 from cascli.analysis.speculation_profile import Checkpoint, Drafting, Kept, described, of_comparison, profile
 from cascli.cli.app import app
+from cascli.decoding.session import Session
 from cascli.errors import UsageError
 from cascli.prompts import Prompt
-from cascli.strategies import parse
+from cascli.strategies import Strategy, parse
 from cascli.sweeps.plan import Cell
 from cascli.sweeps.records import Call, Record
 from cascli.sweeps.speculation_profile import of_sweep
-from cascli.trace import with_params
+from cascli.trace import Emitted, Round
 from tests.sweeps import header_of, plan_of
 
 Document = dict[str, Any]
@@ -178,7 +180,7 @@ def test_the_right_strategy_is_profiled() -> None:
     def chosen(*specs: str) -> list[str]:
         places = {parse(spec).spec: spec for spec in specs}
         found = described(Drafting(parse(spec).name, parse(spec).params) for spec in specs)
-        return [places[with_params(*each)] for each in found]
+        return [places[each.spec] for each in found]
 
     assert chosen("target", "draft") == []
     assert chosen(*SPECS) == ["speculative:k=5", "speculative:k=3"]
@@ -274,6 +276,35 @@ def test_without_drafts_there_is_no_profile(text_pair: Pair) -> None:
     alone = compare(text_pair, "hi", ["target", "draft"], max_new_tokens=4, measure=False)
     with pytest.raises(UsageError, match="no strategy drafts ahead"):
         of_comparison(alone)
+
+
+@dataclass(frozen=True)
+class InTurns(Strategy):
+    """The two models write k tokens each in turn: a `k` that does not count drafts."""
+
+    k: int = 2
+
+    def decode(self, s: Session) -> Iterator[Round]:
+        while not s.finished:
+            writer = s.draft if s.length // self.k % 2 else s.target
+            token = s.draw(s.warp(writer.read(s.length)))
+            s.append(token)
+            yield Round(emitted=[Emitted(id=int(token), text="x", event="draft")])
+
+
+def test_a_k_alone_makes_no_profile(text_pair: Pair) -> None:
+    """A strategy that reports no drafts has no acceptance rates, not even rates of 0."""
+    strategies = [InTurns(), "speculative-cascade:rule=chow,alpha=0.1,k=2"]
+    found = compare(text_pair, "hi", strategies, max_new_tokens=4, measure=False, warm_up=False)
+    assert of_comparison(found).measurement_conditions.strategy.startswith("speculative-cascade")
+    with pytest.raises(UsageError, match="no strategy drafts ahead"):
+        of_comparison(found.model_copy(update={"runs": found.runs[:1]}))
+    cell = Cell(strategy="in-turns:k=2", temperature=0.0, seed=0)
+    record = Record(cell=cell, problem="a", acceptance_histogram=[4], rounds=4)
+    with pytest.raises(UsageError, match="no strategy drafts ahead"):
+        of_sweep([record], header_of(plan_of()), [cell.strategy])
+    drafts = record.model_copy(update={"acceptance_histogram": [1, 0, 1], "rounds": 2, "drafted": 4})
+    assert of_sweep([drafts], header_of(plan_of()), [cell.strategy]).marginal_accept_rates == [0.5, 0.5]
 
 
 def test_a_sweep_profile_uses_the_first_temperature_and_any_single_batch_size() -> None:

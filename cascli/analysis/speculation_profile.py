@@ -29,6 +29,8 @@ TOLERANCE = 0.02
 """Allowed difference between the mean and the rates, as in the schema's own producer."""
 METHODS = {"model": "draft_model", "prompt-lookup": "ngram"}
 """Serving engines' names for drafters; other drafters keep theirs."""
+SPECULATING = ("speculative", "speculative-cascade")
+"""Strategies that draft ahead, even if their drafter found nothing to propose."""
 CHAINS = ("draft_model", "eagle", "eagle3")
 """Methods whose draft of n tokens is a prefix of their draft of n + 1, so rates hold for shorter drafts too."""
 BY_BLOCK = "verify=block tests prefixes of a draft, so these are not rates of a longest-prefix test"
@@ -182,10 +184,22 @@ class Kept:
 
 
 class Drafting(NamedTuple):
-    """A strategy's name and parameters."""
+    """A strategy that may draft ahead."""
 
     name: str
     params: Mapping[str, Any]
+    drafted: bool = False
+    """Whether any of its answers drafted a token."""
+
+    @property
+    def spec(self) -> str:
+        """Its name and parameters as one string."""
+        return with_params(self.name, self.params)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it drafts ahead: a strategy of another package may have a parameter `k` that means something else."""
+        return bool(block_length(self.params)) and (self.drafted or self.name in SPECULATING)
 
     @property
     def alike(self) -> dict[str, Any]:
@@ -198,7 +212,7 @@ def described(strategies: Iterable[Drafting]) -> list[Drafting]:
 
     If none is exact, the first lenient strategy is used; if none drafts ahead, the list is empty.
     """
-    drafting = [each for each in strategies if block_length(each.params)]
+    drafting = [each for each in strategies if each.ahead]
     first = next((each for each in drafting if each.name == "speculative"), drafting[0] if drafting else None)
     alike = [each for each in drafting if first is not None and each.alike == first.alike]
     return sorted(alike, key=lambda each: -block_length(each.params))
@@ -263,7 +277,7 @@ def profile(
         }
         or None,
         measurement_conditions=Conditions(
-            strategy=with_params(*strategy), num_prompts=len(by_prompt), num_decode_steps=sum(counts), **conditions
+            strategy=strategy.spec, num_prompts=len(by_prompt), num_decode_steps=sum(counts), **conditions
         ),
         validation=None if blocks else _validation(mean, marginal),
     )
@@ -319,17 +333,17 @@ def of_comparison(comparison: Comparison) -> SpeculationProfile:
         UsageError: no strategy drafts ahead.
     """
     runs = by_strategy(comparison.runs)
-    alike = described(Drafting(each[0].strategy, each[0].params) for each in runs.values())
+    alike = described(_drafting(each) for each in runs.values())
     if not alike:
         raise UsageError(NOTHING_DRAFTS)
-    chosen = runs[with_params(*alike[0])]
+    chosen = runs[alike[0].spec]
     first = chosen[0]
     draft_used = any(run.metrics.draft_calls for run in chosen)
     lossless = [run.metrics.lossless for run in chosen]
     return profile(
         alike[0],
         _kept(chosen),
-        {block_length(each.params): _kept(runs[with_params(*each)]) for each in alike},
+        {block_length(each.params): _kept(runs[each.spec]) for each in alike},
         draft=_checkpoint(first.pair.draft) if draft_used and first.pair.draft is not None else None,
         target=_checkpoint(first.pair.target),
         date=comparison.date or first.date,
@@ -341,6 +355,10 @@ def of_comparison(comparison: Comparison) -> SpeculationProfile:
         concurrency=comparison.batch_size,
         hardware=first.environment.get("device"),
     )
+
+
+def _drafting(runs: Sequence[Run]) -> Drafting:
+    return Drafting(runs[0].strategy, runs[0].params, drafted=any(run.metrics.num_draft_tokens for run in runs))
 
 
 def _checkpoint(model: ModelInfo) -> Checkpoint:

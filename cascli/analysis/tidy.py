@@ -19,7 +19,7 @@ from cascli.analysis.distances import efficiency, out_of_head_rate, waste
 from cascli.analysis.percentiles import Percentiles
 from cascli.analysis.profile import Timing
 from cascli.errors import UsageError
-from cascli.trace import Distances, PairInfo, Run, params_of
+from cascli.trace import Distances, PairInfo, Run, values_of
 
 if TYPE_CHECKING:
     import pandas
@@ -119,24 +119,12 @@ def _as(value: Value, kind: type) -> Value:
 
 def strategy_columns(spec: str) -> Record:
     """Return a strategy as columns: the whole spec, the name, and one column per parameter."""
-    given = params_of(spec)
+    given = values_of(spec)
     if "k" in given:
         given.setdefault("draft", "model")  # the default of every strategy that drafts
     taken = {column.name for column in COLUMNS} - {*PARAMETERS}
-    params = {PREFIX + key if key in taken else key: _value(value) for key, value in given.items()}
+    params = {PREFIX + key if key in taken else key: value for key, value in given.items()}
     return {"strategy": spec, "name": spec.partition(":")[0], **params}
-
-
-def _value(text: str) -> Value:
-    """Convert a parameter's text to the type of its value."""
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def interval_columns(name: str, interval: tuple[float, float] | None, kind: str | None) -> Record:

@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cascli import rules
 from cascli.render.marks import SHORT
-from cascli.strategies import parse
+from cascli.strategies import shown
 from cascli.sweeps.table import SweepRow
 from cascli.trace import block_length
 
@@ -70,7 +69,7 @@ def curves(rows: Sequence[SweepRow]) -> list[Curve]:
     """Rows grouped by family, temperature and all parameters but the one that trades quality for cost, in its order."""
     groups: dict[tuple[str, float, tuple[tuple[str, Any], ...]], list[tuple[float, str, SweepRow]]] = defaultdict(list)
     for row in rows:
-        params = dict(parse(row.strategy).params)
+        params = dict(shown(row.strategy).params)
         name = _trades(params)
         value = params.pop(name) if name else 0.0
         label = "" if name is None else f"{value:g}" if name == "alpha" else f"{name}={value:g}"
@@ -141,8 +140,7 @@ def _block(curve: Curve) -> int:
 
 def is_control(curve: Curve) -> bool:
     """Whether its rule only cuts the target's own distribution, so that its answers owe nothing to the draft model."""
-    rule = parse(curve.rows[0].strategy).params.get("rule")
-    return rule is not None and not rules.load(str(rule)).reads_draft
+    return not shown(curve.rows[0].strategy).reads_draft
 
 
 def drawn_as(look: Look) -> dict[str, Any]:

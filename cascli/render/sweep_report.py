@@ -21,7 +21,6 @@ from cascli.render.sweep_words import (
     title_of,
     unfinished,
 )
-from cascli.sweeps.plan import with_strategies
 from cascli.sweeps.records import Header, Record
 from cascli.sweeps.samples import samples
 from cascli.sweeps.table import SweepRow, by_category, in_order
@@ -39,15 +38,13 @@ def report(header: Header, rows: Sequence[SweepRow], svg: str | None, records: S
         records: the answers, for categories and samples, in any order.
     """
     records = in_order(records, header)
-    # Without records no plan is needed: a plug-in of its strategies may be missing where a saved table is shown.
-    plan = with_strategies(header.plan, header.added()) if records else None
     title = text(title_of(header))
     style = files("cascli.render").joinpath("sweep_report.css").read_text(encoding="utf-8")
     kicker = " · ".join(part for part in ("cascli sweep", day_of(header)) if part)
     parts = [
         _picture(svg),
         section("Strategies", strategies_table(rows, header.metric)),
-        section("Categories of prompts", categories_table(by_category(records, plan), header.metric)),
+        section("Categories of prompts", categories_table(by_category(records, header.full_plan()), header.metric)),
         section("Answers that differ", samples_of(samples(records), header)),
         section("How it was made", _provenance(header)),
     ]

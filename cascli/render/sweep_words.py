@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cascli.analysis.statistics import FEWEST
-from cascli.errors import UsageError
 from cascli.render.marks import short_name
 from cascli.render.numbers import counted, number
 from cascli.render.table import speed_text
 from cascli.settings import TARGET
-from cascli.sweeps.plan import TaskConfig, with_strategies
+from cascli.sweeps.plan import TaskConfig
 from cascli.sweeps.records import Header
 from cascli.sweeps.table import SweepRow, is_lossless
 from cascli.weights.prompt_sets import SETS
@@ -101,12 +100,8 @@ def findings(rows: Sequence[SweepRow], header: Header | None = None) -> list[str
 
 def planned(header: Header | None, temperature: float) -> set[str]:
     """Every strategy of a sweep at a temperature, with those that later calls added, as far as that is known."""
-    if header is None:
-        return set()
-    try:
-        every = with_strategies(header.plan, header.added()).temperatures_by_strategy()
-    except UsageError:  # a plug-in is not installed here
-        return set()
+    plan = None if header is None else header.full_plan()
+    every = {} if plan is None else plan.temperatures_by_strategy()
     return {spec for spec, at in every.items() if temperature in at}
 
 

@@ -6,12 +6,17 @@ Strategies import torch only while they decode, so that the command line can lis
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 from cascli import plugins
-from cascli.errors import UsageError
+from cascli.errors import CascliError, UsageError
+from cascli.rules.base import OPTION, Rule
 from cascli.strategies.base import Strategy
+from cascli.trace import params_of, values_of
 
-__all__ = ["Strategy", "load", "names", "parse"]
+__all__ = ["Shown", "Strategy", "load", "names", "parse", "shown"]
 
 
 def names() -> list[str]:
@@ -54,3 +59,38 @@ def parse(text: str, k: int | None = None) -> Strategy:
         return strategy_class.build(values)
     except UsageError as error:
         raise UsageError(f"strategy '{text}': {error}") from None
+
+
+class Shown(NamedTuple):
+    """What is shown of a strategy whose answers were saved."""
+
+    name: str
+    params: Mapping[str, Any]
+    rule: str | None
+    """The rule's name, if there is one."""
+    options: Mapping[str, Any]
+    """Options that are not at their default: of the rule, or of a strategy without one; empty if that is unknown."""
+    reads_draft: bool
+    """Whether the rule's distribution depends on the draft model; True if that is unknown, and without a rule."""
+
+
+def shown(spec: str) -> Shown:
+    """What is shown of a strategy, given as its `spec`.
+
+    It is taken from the text alone if the strategy cannot be created here: it uses a plug-in that is not installed or
+    does not work, or whose parameters have changed.
+    """
+    try:
+        strategy = parse(spec)
+        params, rule = strategy.params, getattr(strategy, "rule", None)
+    except CascliError:
+        return Shown(spec.partition(":")[0], values_of(spec), params_of(spec).get("rule"), {}, reads_draft=True)
+    owner = rule if isinstance(rule, Rule) else strategy
+    options = [each.name for each in fields(owner) if OPTION in each.metadata]
+    return Shown(
+        strategy.name,
+        params,
+        str(params["rule"]) if "rule" in params else None,
+        {key: params[key] for key in options if key in params},
+        reads_draft=not isinstance(rule, Rule) or rule.reads_draft,
+    )

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from cascli.analysis.matching import Matched, strategies_of
 from cascli.config import EAGLE3_PREFIX
-from cascli.errors import RunError, UsageError
+from cascli.errors import CascliError, RunError, UsageError
 from cascli.files import JSON_BYTES, bounded, named, write
 from cascli.models.calls import ROLES
 from cascli.settings import first_problem
-from cascli.strategies import parse
+from cascli.strategies import parse, shown
 from cascli.sweeps.plan import Cell, SweepPlan, with_strategies
 from cascli.trace import Distances, block_length, known_minor, now
 from cascli.version import __version__
@@ -33,7 +33,7 @@ from cascli.version import __version__
 @lru_cache
 def drafts_ahead(spec: str) -> bool:
     """Whether a strategy drafts tokens ahead in rounds."""
-    return block_length(parse(spec).params) > 0
+    return block_length(shown(spec).params) > 0
 
 
 class Record(BaseModel):
@@ -170,7 +170,8 @@ class Header(BaseModel):
     """Number of prompts of the last call, for every strategy at each temperature, seed and repeat; None in older
     folders."""
     num_records: int | None = None
-    """Number of these answers, failed ones included, that a table is made of; None in a folder's sweep.json."""
+    """Number of these answers, failed ones included, that a table is made of; None in a folder's sweep.json, and if
+    a strategy cannot be created here, as its plug-in is not installed."""
     title: str = ""
     """Title of the report and its picture, if one was given."""
 
@@ -251,20 +252,35 @@ class Header(BaseModel):
 
     @property
     def planned(self) -> int | None:
-        """Number of answers that the last call was to have made or found; None in older folders."""
-        return None if self.num_prompts is None else self.num_prompts * len(self._cells())
+        """Number of answers that the last call was to have made or found.
+
+        None in older folders, and if a strategy cannot be created here.
+        """
+        plan = self.full_plan()
+        return None if self.num_prompts is None or plan is None else self.num_prompts * len(plan.cells())
 
     def counted(self, records: Iterable[Record]) -> Header:
         """The header with the number of its planned answers among the records."""
-        if self.num_prompts is None:
+        plan = self.full_plan()
+        if self.num_prompts is None or plan is None:
             return self
-        keys = {cell.key for cell in self._cells()}
+        keys = {cell.key for cell in plan.cells()}
         made = Counter(record.cell.key for record in records if record.cell.key in keys)
         # A folder may have answers to more prompts, from a call with a higher limit.
         return self.model_copy(update={"num_records": sum(min(count, self.num_prompts) for count in made.values())})
 
-    def _cells(self) -> list[Cell]:
-        return with_strategies(self.plan, self.added()).cells()
+    def full_plan(self) -> SweepPlan | None:
+        """The plan with the strategies that were added to it; None if a strategy cannot be created here.
+
+        A strategy's text in a plan may lack defaults, which only the plug-in knows: without it, the plan does not tell
+        which answers are the strategy's.
+        """
+        try:
+            plan = with_strategies(self.plan, self.added())
+            plan.specs()
+        except CascliError:
+            return None
+        return plan
 
 
 def _commit(source: str) -> str:

@@ -16,9 +16,9 @@ from cascli.analysis.speculation_profile import (
 )
 from cascli.errors import UsageError
 from cascli.models.calls import ROLES
-from cascli.strategies import parse
+from cascli.strategies import shown
 from cascli.sweeps.records import Header, Record
-from cascli.trace import block_length, with_params
+from cascli.trace import block_length
 
 
 def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) -> SpeculationProfile:
@@ -27,20 +27,24 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
     Raises:
         UsageError: none of them drafts ahead, answers are missing, or they predate counts of accepted drafts.
     """
-    plan = header.plan
-    temperature, temperatures_by_strategy = plan.temperatures[0], plan.temperatures_by_strategy()
-    eligible = [spec for spec in specs if temperature in temperatures_by_strategy.get(spec, plan.temperatures)]
-    alike = described(Drafting(strategy.name, strategy.params) for strategy in map(parse, eligible))
+    plan, full_plan = header.plan, header.full_plan()
+    temperature = plan.temperatures[0]
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if record.error is None and record.cell.temperature == temperature:
+            groups.setdefault(record.cell.strategy, []).append(record)
+    if full_plan is None:
+        eligible = [spec for spec in specs if spec in groups]
+    else:
+        planned = full_plan.temperatures_by_strategy()
+        eligible = [spec for spec in specs if temperature in planned.get(spec, plan.temperatures)]
+    alike = described(_drafting(spec, groups.get(spec, ())) for spec in eligible)
     if not alike:
         raise UsageError(NOTHING_DRAFTS)
-    groups: dict[str, list[Record]] = {with_params(*each): [] for each in alike}
-    for record in records:
-        if record.error is None and record.cell.temperature == temperature and record.cell.strategy in groups:
-            groups[record.cell.strategy].append(record)
-    chosen = groups[with_params(*alike[0])]
-    by_k = {block_length(each.params): _kept(groups[with_params(*each)]) for each in alike}
+    chosen = groups.get(alike[0].spec, [])
+    by_k = {block_length(each.params): _kept(groups.get(each.spec, ())) for each in alike}
     if not by_k[block_length(alike[0].params)]:
-        raise UsageError(f"{with_params(*alike[0])}: no answer records how many drafts were accepted in each round")
+        raise UsageError(f"{alike[0].spec}: no answer records how many drafts were accepted in each round")
     distances = total(record.distances for record in chosen)
     sizes = {record.batch_size for record in chosen}
     named = {role: header.environment.get(role, "") for role in ROLES}
@@ -61,6 +65,11 @@ def of_sweep(records: Iterable[Record], header: Header, specs: Sequence[str]) ->
         concurrency=sizes.pop() if len(sizes) == 1 else None,
         hardware=header.shared_environment.get("device"),
     )
+
+
+def _drafting(spec: str, records: Iterable[Record]) -> Drafting:
+    name, params, *_ = shown(spec)
+    return Drafting(name, params, drafted=any(record.drafted for record in records))
 
 
 def _kept(records: Sequence[Record]) -> list[Kept]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from math import fsum
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -25,10 +24,9 @@ from cascli.analysis.statistics import (
     rate_ratio_interval,
     weighted_mean,
 )
-from cascli.rules.base import OPTION
 from cascli.settings import TARGET
-from cascli.strategies import parse
-from cascli.sweeps.plan import DRAFT, LOSSLESS, SweepPlan, with_strategies
+from cascli.strategies import shown
+from cascli.sweeps.plan import DRAFT, LOSSLESS, SweepPlan
 from cascli.sweeps.records import Header, Record, Records
 from cascli.trace import Data, Distances, Document
 
@@ -209,7 +207,7 @@ class SweepTable(Document):
     @classmethod
     def of(cls, header: Header, records: Records) -> SweepTable:
         """Make the table of a folder's answers, in the order of its plan."""
-        plan = with_strategies(header.plan, header.added())
+        plan = header.full_plan()
         made = in_order(records.read(), header)
         groups, counted = by_category(made, plan), header.counted(made)
         return cls(metric=header.metric, rows=rows(made, plan), categories=groups, made_from=counted)
@@ -222,8 +220,8 @@ def in_order(records: Iterable[Record], header: Header) -> list[Record]:
     """
     every = list(records)
     prompts = {problem: place for place, problem in enumerate(header.prompts)}
-    places = with_strategies(header.plan, header.added()).cells() if every else []
-    cells = {cell.key: place for place, cell in enumerate(places)}
+    plan = header.full_plan() if every else None
+    cells = {cell.key: place for place, cell in enumerate(plan.cells() if plan else [])}
     return sorted(
         every,
         key=lambda each: (prompts.get(each.problem, len(prompts)), cells.get(each.cell.key, len(cells))),
@@ -352,11 +350,8 @@ def family(spec: str) -> str:
 
     Rules or strategies with different options are different families.
     """
-    strategy = parse(spec)
-    options = [each.name for each in fields(getattr(strategy, "rule", strategy)) if OPTION in each.metadata]
-    shown = [f"{key}={strategy.params[key]}" for key in options if key in strategy.params]
-    rule = strategy.params.get("rule")
-    return " ".join([strategy.name, *([rule] if rule else []), *shown])
+    name, _, rule, options, _ = shown(spec)
+    return " ".join([name, *([rule] if rule else []), *(f"{key}={value}" for key, value in options.items())])
 
 
 def _row(key: tuple[str, float], group: Sequence[Record], target: Sequence[Record], every: Answers) -> SweepRow:
@@ -527,7 +522,7 @@ def _acceptance_length(records: Sequence[Record]) -> float | None:
 
 def _deferral(spec: str, records: Sequence[Record]) -> float | None:
     """Mean over tokens, or over answers if the strategy decides once per answer."""
-    if parse(spec).name != "cascade":
+    if shown(spec).name != "cascade":
         return _weighted(records, "deferral_rate")
     rates = [record.deferral_rate for record in records if record.deferral_rate is not None]
     return fsum(rates) / len(rates) if rates else None
