@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
@@ -69,15 +71,35 @@ def unreachable(package: ModuleType) -> list[str]:
 
 
 def name_of(plugin_class: type) -> str:
-    """Name of a plug-in class: from its file, its entry point, or itself (`MinP` in a notebook is `min-p`)."""
+    """Name of a plug-in class: from its file, its entry point, or itself (`MinP` in a notebook is `min-p`).
+
+    If its own name would load another class (`Chow` in a notebook), the module stands before it: `__main__.chow`.
+    """
     home, _, file = plugin_class.__module__.rpartition(".")
     if home in GROUPS:
         return file.replace("_", "-")
-    for group in GROUPS:
-        for name, points in _foreign(group).items():
-            if any(point.value == f"{plugin_class.__module__}:{plugin_class.__qualname__}" for point in points):
-                return name
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", plugin_class.__name__).lower()
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", plugin_class.__name__).lower()
+    group = group_of(plugin_class)
+    if group is None:
+        return name
+    package = importlib.import_module(group)
+    for offered, points in _foreign(group).items():
+        if len(points) == 1 and offered not in _own(package) and _names(points[0], plugin_class):
+            return offered
+    return f"{plugin_class.__module__}.{name}" if name in names(package) else name
+
+
+def group_of(plugin_class: type) -> str | None:
+    """The group of a plug-in class, by the package of its base class; None if it is no plug-in."""
+    homes = (base.__module__.removesuffix(".base") for base in plugin_class.__mro__)
+    return next((home for home in homes if home in GROUPS), None)
+
+
+def _names(point: EntryPoint, plugin_class: type) -> bool:
+    """Whether an entry point names this class, perhaps where it is imported and not where it is defined."""
+    with suppress(Exception):  # an invalid entry point, or whatever another package's module does
+        return reduce(getattr, point.attr.split("."), sys.modules[point.module]) is plugin_class
+    return False
 
 
 def is_own(plugin: object) -> bool:
@@ -176,7 +198,8 @@ def _check_parameters(plugin_class: type, where: str) -> None:
 
 def _imported(point: EntryPoint, kind: str, parent: type) -> type:
     try:
-        value = point.load()
+        with redirect_stdout(sys.stderr):  # a module may print, and stdout is for results
+            value = point.load()
     except (Exception, SystemExit) as error:  # another package's module may raise anything
         raise UsageError(f"{kind} '{point.name}' of {point.value}: {raised(error)}") from None
     if not (isinstance(value, type) and issubclass(value, parent)):
