@@ -25,6 +25,8 @@ GROUPS = ("cascli.rules", "cascli.drafters", "cascli.stops", "cascli.strategies"
 """The packages that contain plug-ins, and the entry-point groups for those of other packages."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names that can be written as a strategy's parameter."""
+_RESERVED = {"rule", "draft", "stop", "verify", "temperatures"}
+"""Parameters of strategies that tables, labels and audits interpret, and the key of a sweep's entries."""
 
 
 def names(package: ModuleType) -> list[str]:
@@ -176,7 +178,8 @@ def _check_parameters(plugin_class: type, where: str) -> None:
     """Check that a class's own parameters hide no inherited attribute and can be written in a strategy string.
 
     Raises:
-        UsageError: a parameter hides an attribute, such as `name`, or its default cannot be written.
+        UsageError: a parameter hides an attribute, such as `name`, has the name of one that cascli interprets, or its
+            default cannot be written.
     """
     bases = [base for base in plugin_class.__mro__[1:] if base.__module__.partition(".")[0] == "cascli"]
     inherited = {each.name for base in bases if is_dataclass(base) for each in fields(base)}
@@ -187,10 +190,10 @@ def _check_parameters(plugin_class: type, where: str) -> None:
         if any(hasattr(base, each.name) for base in bases):
             text = f"'{each.name}' is an attribute that cascli reads: declare it as a ClassVar, or rename the parameter"
             raise UsageError(f"{where}: {text}")
+        if each.name in _RESERVED:
+            raise UsageError(f"{where}: '{each.name}' is a name that cascli itself uses: rename the parameter")
         value = None if each.default is MISSING else each.default
-        if not isinstance(value, str | int | float | tuple | list | None) or (
-            isinstance(value, str) and {*value} & {*",="}
-        ):
+        if not isinstance(value, str | int | float | tuple | list | None) or {*str(value)} & {*",="}:
             raise UsageError(
                 f"{where}: {each.name}: a parameter's default must be a number, a bool, or a string without ',' and '='"
             )
