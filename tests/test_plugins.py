@@ -120,7 +120,7 @@ def test_a_faulty_plugin_is_explained_in_one_sentence(installed: dict[str, str],
 
 def test_broken_rules_are_not_among_all_rules(installed: dict[str, str]) -> None:
     """`verify`, `--rules all` and `advise` use every rule: one faulty plug-in must not cost the others."""
-    code = "from cascli.decoding.plugin_checks import usable_rules; print(*usable_rules())"
+    code = "from cascli.jobs.usable import usable_rules; print(*usable_rules())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
     found = done.stdout.split()
     assert {"keep-some", "opt", "token-v3"} <= {*found} and not {"broken", "no-rule", "half", "asks"} & {*found}

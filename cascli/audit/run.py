@@ -12,8 +12,8 @@ from cascli.audit import draws, files, joint, law, numerics, parity, rounds, tab
 from cascli.audit.report import Audit, Check, skipped
 from cascli.chat import encode
 from cascli.config import PairConfig
-from cascli.decoding.plugin_checks import usable_rules, works_over
 from cascli.engine import environment
+from cascli.jobs.usable import usable_rules, works_over
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.plugins import is_own
@@ -79,7 +79,7 @@ def sampled() -> list[str]:
         for name, kind in kinds.items()
         if name == REPRESENTATIVE_RULE
         or issubclass(kind, ThresholdRule)
-        or (not is_own(kind) and all(works_over(kind(), n) for n in (LIKELIEST, LIKELIEST // DEEPER)))
+        or (not is_own(kind) and all(works_over(kind, n) for n in (LIKELIEST, LIKELIEST // DEEPER)))
     ]
 
 
