@@ -7,14 +7,13 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from cascli.errors import CascliError, RunError, raised
-from cascli.plugins import GROUPS, class_of, is_own, name_of
+from cascli.plugins import class_of, group_of, is_own, name_of
 
 
 def label(plugin: object) -> str:
     """How an error message names a plug-in or its class: kind, name and defining module."""
     plugin_class = class_of(plugin)
-    homes = (base.__module__.removesuffix(".base") for base in plugin_class.__mro__)
-    group = next((home for home in homes if home in GROUPS), "")
+    group = group_of(plugin_class) or ""
     what = {"cascli.strategies": "strategy"}.get(group, group.rpartition(".")[2].removesuffix("s") or "plug-in")
     return f"the {what} '{name_of(plugin_class)}' of {plugin_class.__module__}"
 

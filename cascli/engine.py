@@ -80,8 +80,8 @@ class Decoding:
 
     def __init__(self, pair: Pair, strategy: Strategy, request: Request) -> None:
         self.pair, self.strategy, self.request = pair, strategy, request
+        check_models(pair, strategy, keeps_earlier=request.earlier is not None)
         with blamed(strategy):
-            check_models(pair, strategy, keeps_earlier=request.earlier is not None)
             self.limit = check_prompt(pair, request)
             self._runners = strategy.runners(pair)
             self.costs = strategy.costs(pair)
@@ -267,30 +267,31 @@ def check_models(pair: Pair, strategy: Strategy, *, keeps_earlier: bool = False)
     Raises:
         UsageError: the pair has no suitable draft model, too few layers or no thinking tokens, or the strategy needs
             earlier texts and they are not kept.
-        RunError: the target does not support early exit.
+        RunError: the target does not support early exit, or a plug-in of another package fails.
     """
-    if strategy.remembers and not keeps_earlier:
-        raise UsageError(
-            f"strategy '{strategy.spec}' drafts from earlier answers: {EARLIER_TEXTS_HINT};\nleave out 'remember'."
-        )
-    if strategy.needs_draft and pair.draft is None:
-        raise UsageError(
-            f"strategy '{strategy.spec}' needs a draft model, but pair '{pair.name}' has none;"
-            " use 'target', draft=prompt-lookup or draft=early-exit, or give the pair a 'draft:'."
-        )
-    if strategy.needs_draft and pair.by_head and not isinstance(strategy, Speculating):
-        raise UsageError(
-            f"strategy '{strategy.spec}' has the draft model write alone, but pair '{pair.name}' has an EAGLE-3"
-            " head,\nwhich drafts from the target's hidden states; use 'speculative' or 'speculative-cascade'."
-        )
-    strategy.runners(pair)  # raises if the target cannot be split
-    if strategy.thinking_only and pair.thinking is None:
-        opening, closing = pair.config.thinking
-        raise UsageError(
-            f"strategy '{strategy.spec}' applies between {opening} and {closing}, but pair '{pair.name}' has no such"
-            " tokens;\nname its own in the pair's file, such as thinking: [<think>, </think>], or leave out"
-            " where=thinking."
-        )
+    with blamed(strategy):
+        if strategy.remembers and not keeps_earlier:
+            raise UsageError(
+                f"strategy '{strategy.spec}' drafts from earlier answers: {EARLIER_TEXTS_HINT};\nleave out 'remember'."
+            )
+        if strategy.needs_draft and pair.draft is None:
+            raise UsageError(
+                f"strategy '{strategy.spec}' needs a draft model, but pair '{pair.name}' has none;"
+                " use 'target', draft=prompt-lookup or draft=early-exit, or give the pair a 'draft:'."
+            )
+        if strategy.needs_draft and pair.by_head and not isinstance(strategy, Speculating):
+            raise UsageError(
+                f"strategy '{strategy.spec}' has the draft model write alone, but pair '{pair.name}' has an EAGLE-3"
+                " head,\nwhich drafts from the target's hidden states; use 'speculative' or 'speculative-cascade'."
+            )
+        strategy.runners(pair)  # raises if the target cannot be split
+        if strategy.thinking_only and pair.thinking is None:
+            opening, closing = pair.config.thinking
+            raise UsageError(
+                f"strategy '{strategy.spec}' applies between {opening} and {closing}, but pair '{pair.name}' has no"
+                " such tokens;\nname its own in the pair's file, such as thinking: [<think>, </think>], or leave out"
+                " where=thinking."
+            )
 
 
 def depends_on_rounds(pair: Pair, strategy: Strategy) -> bool:

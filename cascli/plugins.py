@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from cascli.errors import CascliError, UsageError, raised, unknown
 
@@ -23,6 +23,8 @@ GROUPS = ("cascli.rules", "cascli.drafters", "cascli.stops", "cascli.strategies"
 """The packages that contain plug-ins, and the entry-point groups for those of other packages."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names that can be written as a strategy's parameter."""
+_RESERVED = {"rule", "draft", "stop", "verify", "temperatures"}
+"""Parameters of strategies that tables, labels and audits interpret, and the key of a sweep's entries."""
 
 
 def names(package: ModuleType) -> list[str]:
@@ -69,15 +71,35 @@ def unreachable(package: ModuleType) -> list[str]:
 
 
 def name_of(plugin_class: type) -> str:
-    """Name of a plug-in class: from its file, its entry point, or itself (`MinP` in a notebook is `min-p`)."""
+    """Name of a plug-in class: from its file, its entry point, or itself (`MinP` in a notebook is `min-p`).
+
+    If its own name would load another class (`Chow` in a notebook), the module stands before it: `__main__.chow`.
+    """
     home, _, file = plugin_class.__module__.rpartition(".")
     if home in GROUPS:
         return file.replace("_", "-")
-    for group in GROUPS:
-        for name, points in _foreign(group).items():
-            if any(point.value == f"{plugin_class.__module__}:{plugin_class.__qualname__}" for point in points):
-                return name
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", plugin_class.__name__).lower()
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", plugin_class.__name__).lower()
+    group = group_of(plugin_class)
+    if group is None:
+        return name
+    package = importlib.import_module(group)
+    for offered, points in _foreign(group).items():
+        if len(points) == 1 and offered not in _own(package) and _names(points[0], plugin_class):
+            return offered
+    return f"{plugin_class.__module__}.{name}" if name in names(package) else name
+
+
+def group_of(plugin_class: type) -> str | None:
+    """The group of a plug-in class, by the package of its base class; None if it is no plug-in."""
+    homes = (base.__module__.removesuffix(".base") for base in plugin_class.__mro__)
+    return next((home for home in homes if home in GROUPS), None)
+
+
+def _names(point: EntryPoint, plugin_class: type) -> bool:
+    """Whether an entry point names this class, perhaps where it is imported and not where it is defined."""
+    with suppress(Exception):  # an invalid entry point, or whatever another package's module does
+        return reduce(getattr, point.attr.split("."), sys.modules[point.module]) is plugin_class
+    return False
 
 
 def is_own(plugin: object) -> bool:
@@ -90,10 +112,10 @@ def class_of(plugin: object) -> type:
     return plugin if isinstance(plugin, type) else type(plugin)
 
 
-def broken(package: ModuleType, kind: str, parent: type, works: Callable[[Any], object]) -> dict[str, str]:
+def broken(package: ModuleType, kind: str, parent: type, works: Callable[[str, type[Any]], object]) -> dict[str, str]:
     """The plug-ins of other packages that do not work, each with a sentence giving the reason.
 
-    `works` raises an error if a plug-in created with its defaults does not work.
+    `works` raises an error if the plug-in of this name and class does not work.
     """
     reasons = {}
     own = _own(package)
@@ -101,14 +123,10 @@ def broken(package: ModuleType, kind: str, parent: type, works: Callable[[Any], 
         if name in own:
             continue
         try:
-            cls = load(package, kind, name, parent)
-            # Check types and ranges: a dataclass does not validate its defaults.
-            TypeAdapter(cls).validate_python({field.name: getattr(cls(), field.name) for field in fields(cls)})
-            works(cls())
-        except CascliError as error:
-            reasons[name] = str(error)
+            works(name, load(package, kind, name, parent))
         except (Exception, SystemExit) as error:  # another package's class may raise anything
-            reasons[name] = f"{kind} '{name}' of {points[0].value}: {raised(error)}"
+            said = str(error) if isinstance(error, CascliError) else raised(error)
+            reasons[name] = said if f"'{name}'" in said else f"{kind} '{name}' of {points[0].value}: {said}"
     return reasons
 
 
@@ -154,7 +172,8 @@ def _check_parameters(plugin_class: type, where: str) -> None:
     """Check that a class's own parameters hide no inherited attribute and can be written in a strategy string.
 
     Raises:
-        UsageError: a parameter hides an attribute, such as `name`, or its default cannot be written.
+        UsageError: a parameter hides an attribute, such as `name`, has the name of one that cascli interprets, or its
+            default cannot be written.
     """
     bases = [base for base in plugin_class.__mro__[1:] if base.__module__.partition(".")[0] == "cascli"]
     inherited = {each.name for base in bases if is_dataclass(base) for each in fields(base)}
@@ -165,10 +184,10 @@ def _check_parameters(plugin_class: type, where: str) -> None:
         if any(hasattr(base, each.name) for base in bases):
             text = f"'{each.name}' is an attribute that cascli reads: declare it as a ClassVar, or rename the parameter"
             raise UsageError(f"{where}: {text}")
+        if each.name in _RESERVED:
+            raise UsageError(f"{where}: '{each.name}' is a name that cascli itself uses: rename the parameter")
         value = None if each.default is MISSING else each.default
-        if not isinstance(value, str | int | float | tuple | list | None) or (
-            isinstance(value, str) and {*value} & {*",="}
-        ):
+        if not isinstance(value, str | int | float | tuple | list | None) or {*str(value)} & {*",="}:
             raise UsageError(
                 f"{where}: {each.name}: a parameter's default must be a number, a bool, or a string without ',' and '='"
             )
@@ -176,7 +195,8 @@ def _check_parameters(plugin_class: type, where: str) -> None:
 
 def _imported(point: EntryPoint, kind: str, parent: type) -> type:
     try:
-        value = point.load()
+        with redirect_stdout(sys.stderr):  # a module may print, and stdout is for results
+            value = point.load()
     except (Exception, SystemExit) as error:  # another package's module may raise anything
         raise UsageError(f"{kind} '{point.name}' of {point.value}: {raised(error)}") from None
     if not (isinstance(value, type) and issubclass(value, parent)):

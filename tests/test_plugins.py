@@ -7,24 +7,28 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from cascli import Pair, drafters, generate, load_pair, plugins, rules, stops, strategies
+from cascli import Pair, compare, drafters, generate, load_pair, plugins, rules, stops, strategies
 from cascli.audit import audit
+from cascli.cli import complete
 from cascli.cli.strategies import _described
 from cascli.decoding.speculation import Block
 from cascli.drafters.base import Drafter
 from cascli.errors import RunError, UsageError
 from cascli.rules.base import KeepRule, Rule
 from cascli.sampling.distributions import Dists
-from cascli.strategies.base import Speculating
+from cascli.strategies.base import Speculating, Strategy
 from cascli.strategies.speculative import Speculative
 from cascli.strategies.speculative_cascade import SpeculativeCascade
 from cascli.strategies.token_cascade import TokenCascade
+from cascli.sweeps.plan import SweepPlan
 from tests.commands import program
 from tests.laws.models import engine_law, reference_law
 from tests.laws.tables import target
@@ -116,7 +120,7 @@ def test_a_faulty_plugin_is_explained_in_one_sentence(installed: dict[str, str],
 
 def test_broken_rules_are_not_among_all_rules(installed: dict[str, str]) -> None:
     """`verify`, `--rules all` and `advise` use every rule: one faulty plug-in must not cost the others."""
-    code = "from cascli.decoding.plugin_checks import usable_rules; print(*usable_rules())"
+    code = "from cascli.jobs.usable import usable_rules; print(*usable_rules())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
     found = done.stdout.split()
     assert {"keep-some", "opt", "token-v3"} <= {*found} and not {"broken", "no-rule", "half", "asks"} & {*found}
@@ -141,6 +145,60 @@ def test_strategies_defined_in_a_notebook_have_sane_names(text_pair: Pair) -> No
     assert plugins.name_of(MinPOfP) == "min-p-of-p" and plugins.name_of(MyOwn) == "my-own"
     run = generate(text_pair, "hi", strategy=MyOwn(k=3), max_new_tokens=4)
     assert run.spec == "my-own:k=3"
+
+
+@dataclass(frozen=True)
+class Chow(KeepRule):
+    """A rule of its own that has the name of one of cascli's."""
+
+    def keep(self, d: Dists) -> torch.Tensor:
+        return d.best("q1") >= -1
+
+
+@dataclass(frozen=True)
+class Target(Strategy):
+    """A strategy of its own that has the name of one of cascli's, and calls no target."""
+
+    def decode(self, s: Any) -> Any:
+        return strategies.parse("draft").decode(s)
+
+
+def test_a_class_is_not_called_by_the_name_of_another(text_pair: Pair) -> None:
+    """The bug: what a notebook's `Chow` had written was labelled as cascli's, and `Target` became the baseline."""
+    assert plugins.name_of(Chow) == f"{__name__}.chow" and plugins.name_of(type(strategies.parse("target"))) == "target"
+    run = generate(text_pair, "hi", strategy=SpeculativeCascade(rule=Chow(), k=2), max_new_tokens=4, temperature=1.0)
+    assert run.spec == f"speculative-cascade:rule={__name__}.chow,alpha=0.3,k=2"
+    with pytest.raises(UsageError, match="unknown rule"):
+        strategies.parse(run.spec)
+    found = compare(text_pair, "hi", [Target(), "speculative:k=2"], max_new_tokens=4, measure=False)
+    assert [row.speed_vs_target for row in found.summary] == [None, None]
+
+
+@pytest.mark.parametrize("value", ["shop:Chow", "shop : shelf.Chow", f"{__name__}: Chow"])
+def test_a_class_has_the_name_of_the_entry_point_that_loads_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: a class that a package only passes on lost its name, and cascli's own `chow` ran in its place."""
+    shop: Any = ModuleType("shop")
+    shop.Chow, shop.shelf = Chow, SimpleNamespace(Chow=Chow)
+    monkeypatch.setitem(sys.modules, "shop", shop)
+    points = {name: [EntryPoint(name, value, "cascli.rules")] for name in ("chow", "my-chow")}
+    monkeypatch.setattr(plugins, "_offered", lambda group: points if group == "cascli.rules" else {})
+    plan = SweepPlan.model_validate({"strategies": [{"token-cascade": {"rule": "my-chow", "alpha": [0.3]}}]})
+    spec = plan.specs()[1]
+    assert spec == "token-cascade:rule=my-chow,alpha=0.3"
+    assert strategies.parse(spec) == TokenCascade(rule=Chow()) and TokenCascade(rule=Chow()).spec == spec
+
+
+def test_what_a_module_prints_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bug: it went to stdout, among the JSON that was asked for and the words of a completion."""
+    (tmp_path / "loud.py").write_text("print('hello')\n" + RULE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = {"loud": [EntryPoint("loud", "loud:Keep", "cascli.rules")]}
+    monkeypatch.setattr(plugins, "_offered", lambda group: points if group == "cascli.rules" else {})
+    assert complete.strategies("token-cascade:rule=loud,al") == ["token-cascade:rule=loud,alpha="]
+    assert capsys.readouterr() == ("", "hello\n")
+    del sys.modules["loud"]
 
 
 @pytest.mark.parametrize(

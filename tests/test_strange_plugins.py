@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from cascli import Pair, generate, load_pair, plugins, rules, strategies
+from cascli import Pair, compare, generate, load_pair, plugins, rules, strategies
 from cascli.analysis.comparison import Comparison
+from cascli.audit.joint import rule_of
 from cascli.blame import blamed, label
-from cascli.decoding.plugin_checks import _try_rule, left_out_if_it_fails, usable_rules, usable_stops
 from cascli.decoding.speculation import Block
 from cascli.drafters.base import Drafter
 from cascli.errors import PairWarning, RunError, UsageError
 from cascli.jobs.recording import record
-from cascli.jobs.rule_curves import predicted_calls, rule_estimate
+from cascli.jobs.rule_curves import match, predicted_calls, rule_estimate
+from cascli.jobs.usable import decide_once, left_out_if_it_fails, usable_rules, usable_stops
 from cascli.render.console import screen
 from cascli.rules.base import KeepRule, Rule
 from cascli.rules.chow import Chow
@@ -34,6 +37,7 @@ from cascli.strategies.base import Part, Strategy, validated
 from cascli.strategies.speculative import Speculative
 from cascli.strategies.speculative_cascade import SpeculativeCascade
 from cascli.strategies.token_cascade import TokenCascade
+from cascli.sweeps.plan import SweepPlan
 from cascli.trace import Drafted, Emitted, Handover, Round, StepCosts
 from tests.commands import program
 from tests.laws.models import engine_law, reference_law
@@ -335,6 +339,8 @@ def test_a_stop_that_would_never_be_called_is_refused() -> None:
 
 # ---- strategies
 
+CHOW = Chow()
+
 
 @dataclass(frozen=True)
 class Writes(Strategy):
@@ -415,6 +421,32 @@ def test_a_correct_strategy_runs_without_an_error(loaded: Pair) -> None:
 
 
 @dataclass(frozen=True)
+class Scheduled(Writes):
+    """A strategy whose `rule` is none of the rules."""
+
+    rule: str = "parity"
+
+
+def test_only_a_rule_has_a_law() -> None:
+    assert rule_of(TokenCascade(rule=CHOW)) is CHOW and rule_of(Scheduled()) is None
+
+
+@dataclass(frozen=True)
+class Asks(Writes):
+    """A strategy whose property fails before it is run."""
+
+    @property
+    def needs_draft(self) -> bool:
+        raise KeyError("boom")
+
+
+def test_an_error_of_a_property_is_reported_before_anything_runs(loaded: Pair) -> None:
+    """The bug: `compare` checked its strategies before it would have named the one that fails."""
+    with pytest.raises(RunError, match=f"the strategy 'asks' of {HERE}: KeyError: 'boom'"):
+        compare(loaded, prompt_ids=[1, 2], strategies=["target", Asks()], max_new_tokens=2)
+
+
+@dataclass(frozen=True)
 class InThrees(Strategy):
     """Three of the target's tokens per round, which is too many when two are left."""
 
@@ -437,15 +469,11 @@ def test_a_round_longer_than_the_limit_is_an_error(loaded: Pair) -> None:
         answer(loaded, InThrees(heeds=False), 8)
 
 
-CHOW = Chow()
-
-
 @dataclass(frozen=True)
 class OfTwoParts(Strategy):
-    """A strategy with a plug-in parameter, a tuple that has no text form, and code that runs after the last round."""
+    """A strategy with a plug-in parameter, and code that runs after the last round."""
 
     first: Rule = CHOW
-    sizes: tuple[int, ...] = (1, 2)
     limit: int = None  # type: ignore[assignment]
 
     @classmethod
@@ -484,7 +512,7 @@ def test_rules_cannot_change_the_recorded_distributions() -> None:
     """The bug: a rule that writes into its arguments changed the numbers of the rules after it."""
     seen = record(near(400), prompts("one", "two"), Resolved(max_new_tokens=12, temperature=1.0), 4)
     kept = [each.clone() for each in seen.d]
-    _try_rule(WantsMany())
+    decide_once(WantsMany())
     estimate = rule_estimate("wants-many", WantsMany(), seen, 4, 1.0)  # type: ignore[arg-type]
     predicted_calls(WantsMany(), seen, 4)
     assert all(torch.equal(one, other) for one, other in zip(seen.d, kept, strict=True))
@@ -495,9 +523,10 @@ def test_rules_cannot_change_the_recorded_distributions() -> None:
 
 CLASSES = """
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 import os
 import torch
+from pydantic import BeforeValidator, Field
 from cascli.rules.base import Dial, KeepRule, Rule
 from cascli.stops.base import Stop, Stopping
 from cascli.strategies.base import Strategy
@@ -558,6 +587,62 @@ class Valued(Base, KeepRule):
     def __post_init__(self):
         raise ValueError("no licence")
 
+class Two(tuple):
+    def __str__(self):
+        return "/".join(map(str, self))
+
+def halves(text):
+    return Two(map(float, text.split("/"))) if isinstance(text, str) else text
+
+@dataclass(frozen=True)
+class Vector(KeepRule):
+    dial: ClassVar[Dial] = Dial("alpha", -1, 1)
+    weights: Annotated[Any, BeforeValidator(halves)] = "0.5/0.5"
+    def keep(self, d):
+        first, second = self.weights
+        return first * d.best("q1") + second * d.best("p1") >= 1 - self.alpha
+
+@dataclass(frozen=True)
+class Tuples(Vector):
+    weights: Annotated[tuple[float, float], BeforeValidator(halves)] = "0.5/0.5"
+
+@dataclass(frozen=True)
+class Doubles(Base, KeepRule):
+    least: Annotated[float, BeforeValidator(lambda value: 2 * float(value))] = 1
+
+@dataclass(frozen=True)
+class Pair(Base, KeepRule):
+    weights: tuple[float, float] = (0.5, 0.5)
+
+@dataclass(frozen=True)
+class Lengths(Base, KeepRule):
+    k: int = 2
+
+@dataclass(frozen=True)
+class FarDial(Base, KeepRule):
+    dial: ClassVar[Dial] = Dial("n", 0, 100)
+    n: Annotated[int, Field(ge=1)] = 5
+
+@dataclass(frozen=True)
+class Hot(Base, KeepRule):
+    temperatures: float = 2.0
+
+@dataclass(frozen=True)
+class LongStop(Stop):
+    k: int = 2
+
+@dataclass(frozen=True)
+class Scheduled(Strategy):
+    rule: str = "parity"
+    def decode(self, s):
+        yield
+
+@dataclass(frozen=True)
+class Toggled(Strategy):
+    fast: bool = False
+    def decode(self, s):
+        yield
+
 @dataclass(frozen=True)
 class BadBegin(Stop):
     def begin(self, costs):
@@ -595,6 +680,13 @@ hinted = odd:Hinted
 licensed = odd:Licensed
 valued = odd:Valued
 leaves = odd_leaves:X
+vector = odd:Vector
+tuples = odd:Tuples
+doubles = odd:Doubles
+pair = odd:Pair
+lengths = odd:Lengths
+far-dial = odd:FarDial
+hot = odd:Hot
 chow = odd:Good
 UP er = odd:Good
 [cascli.stops]
@@ -602,9 +694,12 @@ bad-begin = odd:BadBegin
 wanting = odd:Wanting
 reading = odd:Reads
 gone = odd:Nothing:x
+long-stop = odd:LongStop
 [cascli.strategies]
 hides = odd:Target
 comma = odd:Comma
+scheduled = odd:Scheduled
+toggled = odd:Toggled
 lost = odd_missing:X
 """
 
@@ -634,7 +729,9 @@ def test_broken_plugins_do_not_hide_the_others_from_the_list(installed: dict[str
         "'chow' of odd:Good is ignored: cascli has its own of that name", "'UP er' of odd:Good is ignored",
         "rule 'leaves' of odd_leaves:X: SystemExit: 0", "the rule 'hinted' of odd: NameError",
         "both have this name; uninstall one of their packages", "'name' is an attribute that cascli reads",
-        "a: a parameter's default must be a number", "'reads' is an attribute that cascli reads",
+        "a: a parameter's default must be a number", "odd: Pair: weights: a parameter's default must be a number",
+        "odd: Hot: 'temperatures' is a name that cascli itself uses",
+        "odd: Scheduled: 'rule' is a name that cascli itself uses", "'reads' is an attribute that cascli reads",
         "strategy 'lost' of odd_missing:X: ModuleNotFoundError",
     ):  # fmt: skip
         assert each in said, (each, said)
@@ -671,11 +768,50 @@ def test_a_broken_plugin_requested_by_name_is_explained(
     assert done.returncode == code and said in done.stderr and len(done.stderr.splitlines()) <= 2, done.stderr
 
 
+@pytest.fixture
+def offered(installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same packages, in this process."""
+    del installed
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins._offered.cache_clear()
+    yield
+    plugins._offered.cache_clear()
+    for name in ("odd", "odd_leaves"):
+        sys.modules.pop(name, None)
+
+
+def test_a_value_that_cannot_be_written_is_refused(offered: None) -> None:
+    """The bug: the answers were made, and then neither tables nor a resumed sweep could read what had made them."""
+    for text, said in (
+        ("token-cascade:rule=tuples", "is written as 'token-cascade:rule=tuples,alpha=0.3,weights=(0.5, 0.5)', which"),
+        ("token-cascade:rule=doubles", "least=2.0', which is read as 'token-cascade:rule=doubles,alpha=0.3,least=4.0'"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(said)):
+            strategies.parse(text)
+    assert strategies.parse("token-cascade:rule=vector,weights=1/0").spec.endswith(
+        "rule=vector,alpha=0.3,weights=1.0/0.0"
+    )
+
+
+def test_a_sweep_takes_a_bool(offered: None) -> None:
+    plan = SweepPlan.model_validate({"strategies": [{"toggled": {"fast": [True, False]}}]})
+    assert plan.specs() == ["target", "toggled:fast=True", "toggled:fast=False"]
+
+
+def test_rules_are_always_made_with_validated_values(offered: None) -> None:
+    """The bug: where all rules are used, their defaults were not, so that this rule failed at its unread text."""
+    seen = record(near(400), prompts("one"), Resolved(max_new_tokens=8, temperature=1.0), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = match(seen, [0.5], 2, 1.0, ["vector"])
+    assert [each.rule for each in found] == ["vector"] and "vector" in usable_rules()
+
+
 def test_broken_plugins_are_not_among_all_usable_ones(installed: dict[str, str]) -> None:
-    code = "from cascli.decoding.plugin_checks import *; print(*usable_rules()); print(*usable_stops())"
+    code = "from cascli.jobs.usable import *; print(*usable_rules()); print(*usable_stops())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
     known, stops = (line.split() for line in done.stdout.splitlines())
-    assert {*known} == {*usable_rules(), "good", "good-too", "late", "wide"}
+    assert {*known} == {*usable_rules(), "good", "good-too", "late", "wide", "vector"}
     assert {*stops} == {*usable_stops()}
 
 
@@ -695,11 +831,16 @@ def test_left_out_plugins_are_reported(installed: dict[str, str], command: tuple
     of_rules = (
         "left out: rule 'raises' of odd:Raises: ValueError: boom",
         "left out: rule 'leaves' of odd_leaves:X: SystemExit: 0",
+        "left out: strategy 'speculative-cascade:rule=lengths': rule 'lengths': its parameter 'k' is also one of the",
+        "left out: rule 'far-dial' of odd:FarDial: its dial: strategy 'speculative-cascade:rule=far-dial,n=0'",
     )
-    of_stops = ("left out: stop 'gone' of odd:Nothing:x", "left out: stop 'bad-begin' of odd:BadBegin: TypeError: boom")
+    of_stops = (
+        "left out: stop 'gone' of odd:Nothing:x", "left out: stop 'bad-begin' of odd:BadBegin: TypeError: boom",
+        "left out: strategy 'speculative:stop=long-stop': stop 'long-stop': its parameter 'k' is also one of the",
+    )  # fmt: skip
     for sentences, kind in ((of_rules, "rules"), (of_stops, "stops")):
         assert all((each in said) == (kind in kinds) for each in sentences), said
-    assert "'good'" not in said and "'late'" not in said
+    assert not any(name in said for name in ("'good'", "'late'", "'vector'"))
 
 
 def test_a_rule_that_needs_more_tokens_than_are_tabulated_is_skipped(installed: dict[str, str]) -> None:

@@ -298,15 +298,15 @@ def test_verbose_shows_percentiles_over_prompts(plan_file: Path, tmp_path: Path)
         ("match: {target_calls_per_token: yes}\n", "match.target_calls_per_token.0: Input should be a valid number"),
         (
             "strategies: [draft, {speculative: {k: yes}}]\n",
-            "strategies.1: speculative: k: expected a number, a text or a list",
+            "strategies: strategy 'speculative:k=true': k: Input should be a valid integer",
         ),
         (
             "strategies: [{speculative: {k: [2, yes]}}]\n",
-            "strategies.0: speculative: k: expected a number, a text or a list",
+            "strategies: strategy 'speculative:k=true': k: Input should be a valid integer",
         ),
         (
             "strategies: [{speculative: {k: 2, temperatures: no}}]\n",
-            "speculative: temperatures: expected a number, a text or",
+            "temperatures: expected numbers (could not convert string to float: 'false')",
         ),
         ("strategies: [{speculative: 4}]\n", "strategies.0: speculative: expected parameters and their values"),
     ],

@@ -97,7 +97,8 @@ def rule_of(strategy: Strategy) -> Rule | None:
         return Exact()
     if isinstance(strategy, Speculating):
         return strategy.verification_rule
-    return getattr(strategy, "rule", None)
+    rule = getattr(strategy, "rule", None)
+    return rule if isinstance(rule, Rule) else None
 
 
 def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:

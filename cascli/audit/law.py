@@ -20,8 +20,8 @@ from torch import Tensor
 from cascli import rules
 from cascli.audit.report import Check, check_of, skipped, worst
 from cascli.audit.tables import Text, Tree
-from cascli.decoding.plugin_checks import broken_rules, usable_rules
 from cascli.errors import UsageError, raised
+from cascli.jobs.usable import broken_rules, usable_rules
 from cascli.plugins import is_own
 from cascli.rules.base import Exact, Rule
 from cascli.sampling import rejection

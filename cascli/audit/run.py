@@ -12,9 +12,9 @@ from cascli.audit import answers, drafts, draws, files, joint, law, numerics, pa
 from cascli.audit.report import Audit, Check, failed, skipped
 from cascli.chat import encode
 from cascli.config import PairConfig
-from cascli.decoding.plugin_checks import usable_rules, works_over
 from cascli.engine import environment
 from cascli.errors import RunError
+from cascli.jobs.usable import usable_rules, works_over
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.plugins import is_own
@@ -81,7 +81,7 @@ def sampled() -> list[str]:
         for name, kind in kinds.items()
         if name == REPRESENTATIVE_RULE
         or issubclass(kind, ThresholdRule)
-        or (not is_own(kind) and all(works_over(kind(), n) for n in (LIKELIEST, LIKELIEST // DEEPER)))
+        or (not is_own(kind) and all(works_over(kind, n) for n in (LIKELIEST, LIKELIEST // DEEPER)))
     ]
 
 

@@ -179,7 +179,7 @@ def _prompts(inputs: Scored, plan: Plan) -> list[Prompt]:
 
 def _note_broken_plugins(plan: Plan) -> None:
     from cascli.cli.matching import note_left_out
-    from cascli.decoding.plugin_checks import broken_rules, broken_stops
+    from cascli.jobs.usable import broken_rules, broken_stops
 
     note_left_out(plan.screen, *broken_rules().values(), *broken_stops().values())
 

@@ -27,8 +27,8 @@ def requested(match: Sequence[str] | None, rules: str | None, plan: Plan) -> Rul
     if not match and rules is None:
         return None
     common.import_torch(plan.screen)
-    from cascli.decoding.plugin_checks import broken_rules
     from cascli.jobs.match import check_pair, parse_budget, parse_request
+    from cascli.jobs.usable import broken_rules
 
     request = parse_request([parse_budget(text) for text in match or []], rules)
     if rules is None or rules.strip() == "all":

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import copy
 import operator
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from cascli import plugins, rules, stops
-from cascli.blame import blamed, label
-from cascli.errors import CascliError, PairWarning, RunError, raised
+from cascli.blame import label
+from cascli.errors import RunError, raised
 from cascli.plugins import is_own
-from cascli.rules.base import Dial, Rule
+from cascli.rules.base import Rule
 from cascli.sampling.distributions import Dists, total_variation
-from cascli.sampling.parameters import MOST_DRAFTED
 from cascli.stops.base import Reading, Stop, Stopping
 from cascli.trace import FinishReason, Handover, Round, StepCosts
 
@@ -345,71 +340,3 @@ def _check_numbers(name: str, s: Session, numbers: dict[str, float | None]) -> N
             raise RunError(f"{name}: {key} = {value:g} for a token; expected a number {bounds} or None.")
         if key in ("tv", "kl", "regret") and not s.target.passes:
             raise RunError(f"{name}: reports {key} to the target without calling it; use None for what is not known.")
-
-
-# ---- those that work
-
-
-@contextmanager
-def left_out_if_it_fails(plugin: object) -> Iterator[None]:
-    """Go on without a third-party plug-in that fails here, with a warning that names it; own ones raise."""
-    try:
-        with blamed(plugin):
-            yield
-    except CascliError as error:
-        if is_own(plugin):
-            raise
-        warnings.warn(f"left out: {error}", PairWarning, stacklevel=4)
-
-
-def usable_rules() -> list[str]:
-    """Names of all rules except broken third-party ones: the meaning of "all rules"."""
-    return sorted({*rules.names()} - {*broken_rules()})
-
-
-def usable_stops() -> list[str]:
-    """Names of all stops except broken third-party ones."""
-    return sorted({*stops.names()} - {*broken_stops()})
-
-
-def broken_rules() -> dict[str, str]:
-    """The rules that `usable_rules` leaves out, each with a sentence that says what is wrong."""
-    return plugins.broken(rules, "rule", Rule, _try_rule)
-
-
-def broken_stops() -> dict[str, str]:
-    """The stops that `usable_stops` leaves out, each with a sentence that says what is wrong."""
-    return plugins.broken(stops, "stop", Stop, _try_stop)
-
-
-def works_over(rule: Rule, vocab: int) -> bool:
-    """Whether a third-party rule works with a vocabulary this small; cascli's own rules always do."""
-    if is_own(rule):
-        return True
-    try:
-        _try_rule(rule, vocab)
-    except (Exception, SystemExit):  # third-party code may raise anything
-        return False
-    return True
-
-
-def _try_rule(rule: Rule, vocab: int = 4096) -> None:
-    """Call a rule once, for two positions; the default vocabulary is as large as any rule may require."""
-    ramp = torch.linspace(0, 4, vocab).reshape(1, -1)
-    p, q = (torch.cat([one, 2 * one]).softmax(dim=-1) for one in (ramp, ramp.flip(1)))
-    decided(rule, Dists(q, p, q.clone(), p.clone()))
-    if rule.dial is not None and not (
-        isinstance(rule.dial, Dial) and rule.dial.parameter in {each.name for each in fields(rule)}
-    ):
-        raise RunError(f"{label(rule)}: its dial names a parameter that it does not have.")
-
-
-def _try_stop(stop: Stop) -> None:
-    """Run a stop through one round."""
-    stopping = beginning(stop, StepCosts(c=0.2, v=[1.0] * (MOST_DRAFTED + 1), measured=False))
-    stopping.most(2)
-    if stopping.reads == "chance":
-        stopping.before_step((0.5,))
-    elif stopping.reads is not None:
-        stopping.before_draw((), 0.5)
-    stopping.learn((0.5, 0.5), 1, rejected=True)

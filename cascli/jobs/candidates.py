@@ -29,18 +29,20 @@ from cascli.analysis.replay import (
     with_stop,
 )
 from cascli.analysis.statistics import median
-from cascli.decoding.plugin_checks import applied, beginning, left_out_if_it_fails, usable_stops
+from cascli.decoding.plugin_checks import applied, beginning
 from cascli.decoding.speculation import asks_late
 from cascli.drafters.prompt_lookup import continuation
 from cascli.drafters.suffix import followers
 from cascli.jobs.recording import Seen
 from cascli.jobs.rule_curves import GRID, with_dial
+from cascli.jobs.usable import left_out_if_it_fails, usable_stops
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.rules.base import Rule
 from cascli.sampling import distributions
 from cascli.sampling.parameters import AUTO_DRAFTED, Sampling
 from cascli.strategies import parse
+from cascli.strategies.base import validated
 from cascli.trace import Run, StepCosts, prompts_of, with_params
 
 NGRAMS = (2, 3, 5)
@@ -167,10 +169,9 @@ class Answers:
         for name in usable_stops():
             if name == "never":
                 continue
-            stop = stops.load(name)()
-            parts = []
-            with left_out_if_it_fails(stop):
-                spec = parse(f"speculative:stop={name},k=auto").spec
+            kind, parts = stops.load(name), []
+            with left_out_if_it_fails(kind):
+                spec, stop = parse(f"speculative:stop={name},k=auto").spec, validated(kind, {})
                 readings, toss = self._readings(stop.reads), random.Random(0).random
                 parts += [
                     with_stop(
@@ -257,12 +258,12 @@ class Answers:
                 on_progress(f"judging {name}", number, len(dials))
             values = dict.fromkeys(dial.at(i / GRID) for i in range(GRID + 1))
             settings, seconds = list[RuleSetting](), list[float]()
-            # The rule's parameters, parsed once: parsing each setting would take longer than judging it.
-            params = parse(f"speculative-cascade:rule={name},{dial.parameter}={dial.strict}").params
             with left_out_if_it_fails(kind):
+                # The rule's parameters, parsed once: parsing each setting would take longer than judging it.
+                params = parse(f"speculative-cascade:rule={name},{dial.parameter}={dial.strict}").params
                 for value in values:
+                    rule = validated(kind, {dial.parameter: value})
                     start = time.perf_counter()
-                    rule = kind(**{dial.parameter: value})
                     settings.append(self._rule_setting(params | {dial.parameter: value}, rule))
                     seconds.append(time.perf_counter() - start)
             if len(settings) < len(values):

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from cascli import rules
 from cascli.analysis.matching import Matched, Matching, strategies_of
 from cascli.chat import Conversation, encode
-from cascli.decoding.plugin_checks import usable_rules
 from cascli.errors import UsageError, unknown
 from cascli.jobs.generate import first_ids
 from cascli.jobs.recording import record
 from cascli.jobs.rule_curves import lossless_calls, match, with_dial
+from cascli.jobs.usable import usable_rules
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
 from cascli.prompts import Prompt

@@ -15,12 +15,14 @@ from cascli.analysis.matching import Matched, met
 from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.analysis.theory import expected_rounds
 from cascli.blame import blamed
-from cascli.decoding.plugin_checks import applied, decided, left_out_if_it_fails, usable_rules
+from cascli.decoding.plugin_checks import applied, decided
 from cascli.errors import UsageError
 from cascli.jobs.recording import Seen
+from cascli.jobs.usable import left_out_if_it_fails, usable_rules
 from cascli.rules.base import Dial, Exact, Rule, ThresholdRule
 from cascli.sampling import distributions
 from cascli.strategies import parse
+from cascli.strategies.base import validated
 
 ALPHAS = tuple(round(i / 32, 5) for i in range(33))
 GRID = 32
@@ -36,9 +38,12 @@ def rule_estimates(seen: Seen, k: int, temperature: float) -> list[RuleEstimate]
     found = list[RuleEstimate]()
     for name in usable_rules():
         kind = rules.load(name)
-        if issubclass(kind, ThresholdRule) and kind().chooses:
-            with left_out_if_it_fails(kind):
-                found += [rule_estimate(name, kind(alpha=alpha), seen, k, temperature) for alpha in ALPHAS]
+        if not issubclass(kind, ThresholdRule):
+            continue
+        with left_out_if_it_fails(kind):
+            if validated(kind, {}).chooses:
+                settings = [validated(kind, {"alpha": alpha}) for alpha in ALPHAS]
+                found += [rule_estimate(name, rule, seen, k, temperature) for rule in settings]
     return found
 
 
@@ -121,7 +126,7 @@ def _match_rule(
 
     def calls(place: float) -> float:
         if place not in known:
-            known[place] = predicted_calls(kind(**{dial.parameter: dial.at(place)}), seen, k)
+            known[place] = predicted_calls(validated(kind, {dial.parameter: dial.at(place)}), seen, k)
         return known[place]
 
     for i in range(GRID + 1):

@@ -41,8 +41,27 @@ def parse(text: str, k: int | None = None) -> Strategy:
         k: drafted tokens per round, if the string itself does not set it.
 
     Raises:
-        UsageError: an unknown name or key, a missing `=`, a wrong type or a value out of range.
+        UsageError: an unknown name or key, a missing `=`, a wrong type or a value out of range; a value of another
+            package's plug-in whose own text is not read as the same value.
     """
+    strategy = _read(text, k)
+    if not all(map(plugins.is_own, [strategy, *(getattr(strategy, part) for part in strategy.parts())])):
+        _check_written(text, strategy.spec)
+    return strategy
+
+
+def _check_written(text: str, spec: str) -> None:
+    """Check that a strategy's own string is read as the same strategy, since results and files name it so."""
+    try:
+        again = _read(spec).spec
+    except UsageError as error:
+        why = str(error).removeprefix(f"strategy '{spec}': ")
+        raise UsageError(f"strategy '{text}' is written as '{spec}', which cannot be read: {why}") from None
+    if again != spec:
+        raise UsageError(f"strategy '{text}' is written as '{spec}', which is read as '{again}'")
+
+
+def _read(text: str, k: int | None = None) -> Strategy:
     name, _, rest = text.strip().partition(":")
     strategy_class = load(name.strip())
     values: dict[str, str] = {}

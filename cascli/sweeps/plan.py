@@ -43,7 +43,7 @@ TEMPERATURES_KEY = "temperatures"
 """Key of an entry of `strategies` that is not a parameter but lists the sweep's temperatures at which it runs."""
 _RANGE = re.compile(r"^\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*$")
 
-Value = str | int | float
+Value = str | int | float | bool
 Option = str | int | float | bool | None
 Values = Value | list[Value]
 
@@ -71,7 +71,7 @@ def _entry(value: object) -> object:
             raise ValueError(f"{name}: expected parameters and their values, or the strategy as one string")
         for key, values in params.items():
             if not all(isinstance(each, str | Real) for each in (values if isinstance(values, list) else [values])):
-                raise ValueError(f"{name}: {key}: expected a number, a text or a list of them")
+                raise ValueError(f"{name}: {key}: expected a number, a text, true or false, or a list of them")
     return value
 
 
@@ -332,7 +332,7 @@ def _expanded(entry: str | Mapping[str, Mapping[str, Values]]) -> Iterator[tuple
 
 def _temperatures(values: Values) -> list[float]:
     try:
-        temperatures = [float(value) for value in (values if isinstance(values, list) else [values])]
+        temperatures = [float(_as_written(value)) for value in (values if isinstance(values, list) else [values])]
         if not temperatures:
             raise ValueError("none given")
         return temperatures
@@ -340,12 +340,17 @@ def _temperatures(values: Values) -> list[float]:
         raise UsageError(f"{TEMPERATURES_KEY}: expected numbers ({error})") from None
 
 
+def _as_written(value: Value) -> str | int | float:
+    """A value as in a strategy's string, where a bool is `true` or `false`: Python's own would pass for a number."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def _values(values: Values) -> list[Value]:
     if isinstance(values, list):
-        return values
+        return [_as_written(each) for each in values]
     match = _RANGE.match(str(values))
     if match is None:
-        return [values]
+        return [_as_written(values)]
     first, last = int(match[1]), int(match[2])
     if last < first:
         raise UsageError(f"the range {values} is empty")
