@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,7 +23,7 @@ from cascli.drafters.base import Drafter
 from cascli.drafters.model import Model
 from cascli.rules.base import Rule
 from cascli.sampling import distributions
-from cascli.sampling.autoregressive import Sampler
+from cascli.sampling.autoregressive import Drawn, Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import LookingAhead, Uniforms
 from cascli.strategies import parse
@@ -66,7 +67,7 @@ def test_what_was_seen_is_stated(text_pair: Pair, tree: tables.Tree) -> None:
     numbers = [int(word) for word in detail.replace(",", "").split() if word.isdigit()]
     made, tokens, ends, tested, rejected, whole = numbers
     assert made == 8
-    assert 80 < tokens <= 8 * answers.LENGTH and 0 < ends < 8
+    assert 80 < tokens <= 4 * (answers.LENGTH + answers.END_AT + 1) and ends == 4
     assert 0 < rejected < tested and whole > 0
 
 
@@ -109,6 +110,35 @@ PLANTED: dict[str, tuple[str, str, Any]] = {
     "no q": ("speculative-cascade:rule=diff,alpha=0.3,k=2", "decoding.speculation._continued", _without_q),
     "no token ends the text": ("target", "engine.Answer", _endless),
 }
+
+
+@pytest.mark.parametrize("spec", ["target", *STRATEGIES[2:6]])
+def test_an_end_that_is_missed_is_found_with_every_strategy(
+    text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    right = Answer.__init__
+    monkeypatch.setattr(Answer, "__init__", lambda self, speller, _, stop, limit: right(self, speller, (), stop, limit))
+    found = compared(text_pair, tree, spec)
+    assert found.status == "fail" and found.statistic == 4
+
+
+class _Off(Uniforms):
+    """Numbers that are off by a hundredth."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._draw, self._accept, self._residual = (
+            (each + 0.01).clamp(max=1 - 1e-12) for each in (self._draw, self._accept, self._residual)
+        )
+
+
+def test_numbers_at_the_edge_of_a_token_may_fall_on_either_side(
+    text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cascli.engine.Uniforms", _Off)
+    assert compared(text_pair, tree, "speculative:k=3").status == "fail"
+    monkeypatch.setattr(answers, "NUDGE", 0.01)
+    assert compared(text_pair, tree, "speculative:k=3").status == "pass"
 
 
 @pytest.mark.parametrize("bug", PLANTED)
@@ -179,6 +209,35 @@ class Forgets(Bigram):
         return Block(block.tokens, block.q[:n], block.q1[:n])
 
 
+class ForgetsTheLast(Bigram):
+    """It has no q after the tokens that it drafts."""
+
+    def propose(self, s: Session, n: int, rule: Rule) -> Block:
+        block = super().propose(s, n, rule)
+        return Block(block.tokens, block.q[: max(n, 1)], block.q1[: max(n, 1)])
+
+
+class FirstOfTies(Bigram):
+    """It draws, but of two tokens that are equally likely always the first: q(x) is what it should be on average."""
+
+    def row(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = torch.zeros_like(q)
+        for each in q.unique():
+            drawn[0, (q[0] == each).float().argmax()] += q[q == each].sum()
+        return drawn, q
+
+
+class OneNumber(Bigram):
+    """It draws all tokens of a draft with the same number."""
+
+    def propose(self, s: Session, n: int, rule: Rule) -> Block:
+        ahead = copy.copy(s)
+        right = s.uniforms.draw(s.length, n)
+        ahead.uniforms = copy.copy(s.uniforms)
+        ahead.uniforms.draw = lambda start, n: right[:1].expand(n)  # type: ignore[method-assign]
+        return super().propose(ahead, n, rule)
+
+
 class Nothing(Bigram):
     def propose(self, s: Session, n: int, rule: Rule) -> Block:
         return Block.empty(s)
@@ -188,25 +247,48 @@ class Nothing(Bigram):
     ("kind", "status", "said"),
     [
         (Bigram, "pass", "tokens drafted"),
-        (Cubed, "fail", "surprise"),
-        (Likeliest, "fail", "surprise"),
+        (Cubed, "fail", "uncertain"),
+        (Likeliest, "fail", "uncertain"),
+        (FirstOfTies, "fail", "uncertain"),
+        (OneNumber, "fail", "uncertain"),
         (Doubled, "fail", "does not add up to 1"),
         (Other, "fail", "q is 0"),
         (Forgets, "fail", "no q for this position"),
+        (ForgetsTheLast, "fail", "in some calls only"),
         (Nothing, "skipped", "drafted nothing"),
     ],
 )
-def test_drafters_are_held_to_their_q(text_pair: Pair, kind: type[Bigram], status: str, said: str) -> None:
+def test_drafters_are_held_to_their_q(
+    text_pair: Pair, monkeypatch: pytest.MonkeyPatch, kind: type[Bigram], status: str, said: str
+) -> None:
+    monkeypatch.setattr(drafts, "PLACES", 6 if kind is not OneNumber else 12)
     [found] = drafts.drafts(text_pair, Speculative(draft=kind(), k=3))
     assert found.status == status and said in found.detail, found
 
 
 def test_each_drafter_without_the_draft_model_is_tested_once(text_pair: Pair) -> None:
     kinds = ("draft=suffix,", "draft=suffix,", "", "draft=early-exit,")
-    [strategy] = drafts.drafters([parse(f"speculative:{kind}k=3") for kind in kinds])
+    strategy, exiting = drafts.drafters([parse(f"speculative:{kind}k=3") for kind in kinds])
+    assert exiting.spec.startswith("speculative:draft=early-exit")
     assert strategy.spec.startswith("speculative:draft=suffix")
     [found] = drafts.drafts(text_pair, strategy)
     assert found.status == "pass"
+
+
+def test_layers_of_the_target_are_held_to_their_q(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts, "WITH_MODEL", 1)
+    [strategy] = drafts.drafters([parse("speculative:draft=early-exit,layers=1,k=3")])
+    [found] = drafts.drafts(text_pair, strategy)
+    assert found.status == "pass" and "60 of them uncertain" in found.detail, found
+    right = Sampler.draw
+
+    def likeliest(self: Sampler, logits: Tensor, u: Tensor | None) -> Drawn:
+        drawn = right(self, logits, u)
+        return drawn if u is None else drawn._replace(token=drawn.probs.argmax(dim=-1))
+
+    monkeypatch.setattr(Sampler, "draw", likeliest)
+    [found] = drafts.drafts(text_pair, strategy)
+    assert found.status == "fail"
 
 
 def test_lookups_are_certain_of_what_they_draft(text_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +327,8 @@ def test_lookups_draft_in_sampled_texts(text_pair: Pair, tree: tables.Tree) -> N
     _, drafted = joint.sampled(small, parse("speculative:draft=prompt-lookup,k=3"), 2, 20)
     assert drafted >= 20
     assert joint.sampled(small, parse("target"), 2, 20)[1] == 0
+    stopped = parse("speculative:stop=max-q,least_q=0.01,k=3")
+    assert joint.sampled(small, stopped, 2, 20)[1] > 20, "a stop has more than one token to stop at"
     quiet = joint.joint_laws(text_pair, tree, [Speculative(draft=Nothing(), k=3)], 5)
     assert {(check.status, check.detail) for check in quiet} == {("skipped", "nothing was drafted")}
 

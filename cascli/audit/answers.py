@@ -11,9 +11,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from cascli.audit import by_definition
 from cascli.audit.joint import rule_of
@@ -45,11 +47,16 @@ LENGTH = 20
 SAMPLINGS = (Sampling(1.0), Sampling(0.6, top_k=10, top_p=0.95))
 PROMPT = (2, 3, 2, 0, 2, 3)
 """It repeats itself, so that lookups draft, and opens the thinking that some rules are limited to."""
-END = 5
-"""The token that ends the text in half of the answers."""
-BOUND = 1.0
-"""Answers of a strategy that may differ: a number at the very edge of a token or a test can fall on either side, which
-happens to one in thousands, and everything after it is different then."""
+END_AT = 11
+"""Half of the answers are written again with the token of this position as one that ends the text: all of them end."""
+BOUND = 0.0
+"""Answers of a strategy that may differ."""
+NUDGE = 1e-4
+"""How far all numbers are moved, both ways, before an answer counts as different.
+
+One of some thousand numbers is at the very edge of a token or a test in float32, and everything after it is different
+then. No rounding comes near this far, except in a law of what is left over that has next to no mass.
+"""
 
 
 class Proposal(NamedTuple):
@@ -93,6 +100,8 @@ class _Definition:
     lengths: Sequence[int] | None = None
     """The rounds' numbers of drafts, if a stop decided them; at most k otherwise."""
     proposals: list[Proposal] | None = None
+    nudge: float = 0.0
+    """What is added to all numbers."""
     answer: list[int] = field(default_factory=list)
 
     def written(self, counts: Counts) -> list[int]:
@@ -128,7 +137,7 @@ class _Definition:
         """The draft model's own drafts, and its distributions up to the position after them."""
         import numpy as np
 
-        u, tokens = numbers.draw(start, n).tolist(), list[int]()
+        u, tokens = self._nudged(numbers.draw(start, n)), list[int]()
         logits = [self._logits(self.rows.draft, [])]
         for number in u:
             tokens.append(by_definition.drawn(by_definition.truncated(logits[-1], self.sampling), number))
@@ -166,10 +175,13 @@ class _Definition:
                 q, q1 = np.concatenate([q, after.q]), np.concatenate([q1, after.q1])
         pi = self._pi(q, p, q1, p1, given.tokens)
         decide = by_definition.of_prefixes if self.by_block else by_definition.of_tokens
-        accept = np.array(numbers.accept(start, n).tolist())
+        accept = np.array(self._nudged(numbers.accept(start, n)))
         kept, law = decide(pi, q[:n], given.tokens, accept)
         u = numbers.draw(start + n, 1) if kept == n else numbers.residual(start + kept, 1)
-        return kept, by_definition.drawn(law, float(u))
+        return kept, by_definition.drawn(law, *self._nudged(u))
+
+    def _nudged(self, numbers: Tensor) -> list[float]:
+        return (numbers + self.nudge).clamp(0, 1 - 1e-12).tolist()
 
     def _pi(self, q: Array, p: Array, q1: Array, p1: Array, drafts: list[int]) -> Array:
         """The rule's pi `[n + 1, V]`; p where the rule does not apply, or reads a q that there is not."""
@@ -192,7 +204,7 @@ class _Definition:
 def answers(pair: Pair, tree: Tree, strategies: Sequence[Strategy], seeds: int) -> Iterator[Check]:
     """One check for the target and for each strategy that speculates: the number of answers that differ.
 
-    `seeds` is the number of answers with each sampling, with and without a token that ends the text.
+    `seeds` is the number of answers with each sampling; each is written again with a token that ends it.
     """
     rows = drawn_together(of_tree(tree), tree.dtype)
     for strategy in strategies:
@@ -203,11 +215,12 @@ def answers(pair: Pair, tree: Tree, strategies: Sequence[Strategy], seeds: int) 
             yield skipped("answer", strategy.spec, why)
             continue
         counts, different, made = Counts(), 0, 0
-        for sampling in SAMPLINGS:
-            for end in (None, END % tree.width):
-                for seed in range(seeds):
-                    made += 1
-                    different += _differs(pair, tree, rows, strategy, sampling, end, seed, counts)
+        for sampling, seed in product(SAMPLINGS, range(seeds)):
+            whole = _written(pair, tree, rows, strategy, sampling, None, seed)
+            end = whole.token_ids[END_AT] if len(whole.token_ids) > END_AT else None
+            for each in (whole, _written(pair, tree, rows, strategy, sampling, end, seed)):
+                made += 1
+                different += each.differs(counts)
         if isinstance(strategy, Speculating) and not counts.tested:
             yield skipped("answer", strategy.spec, "nothing was drafted")
             continue
@@ -231,17 +244,29 @@ def _left_out(strategy: Strategy) -> str | None:
     return None
 
 
-def _differs(
-    pair: Pair,
-    tree: Tree,
-    rows: Rows,
-    strategy: Strategy,
-    sampling: Sampling,
-    end: int | None,
-    seed: int,
-    counts: Counts,
-) -> bool:
-    """Whether the engine writes another answer than the definition."""
+@dataclass(frozen=True)
+class _Written:
+    """An answer of the engine, and all that its definition needs."""
+
+    token_ids: list[int]
+    given: dict[str, Any]
+    proposals: list[Proposal] | None
+
+    def differs(self, counts: Counts) -> bool:
+        """Whether the engine wrote another answer than the definition, wherever rounding puts its numbers."""
+        if self._by_definition(counts) == self.token_ids:
+            return False
+        return all(self._by_definition(Counts(), nudge) != self.token_ids for nudge in (NUDGE, -NUDGE))
+
+    def _by_definition(self, counts: Counts, nudge: float = 0.0) -> list[int]:
+        proposals = None if self.proposals is None else list(self.proposals)
+        return _Definition(**self.given, proposals=proposals, nudge=nudge).written(counts)
+
+
+def _written(
+    pair: Pair, tree: Tree, rows: Rows, strategy: Strategy, sampling: Sampling, end: int | None, seed: int
+) -> _Written:
+    """Let the engine write an answer."""
     draft, target = (each.to(pair.device, tree.dtype) for each in rows)
     small = answering(
         pair,
@@ -252,7 +277,6 @@ def _differs(
     )
     prompt = [token % tree.width for token in PROMPT]
     proposals: list[Proposal] = []
-    speculates = isinstance(strategy, Speculating)
     own_drafts = isinstance(strategy, Speculating) and type(strategy.draft) is not Model
     decoding = Decoding(
         small,
@@ -261,21 +285,18 @@ def _differs(
     )
     for _ in decoding.steps():
         pass
-    rule = rule_of(strategy)
-    assert rule is not None
-    definition = _Definition(
-        rule,
-        rows,
-        sampling,
-        seed,
-        prompt,
-        end,
-        k=strategy.longest if isinstance(strategy, Speculating) else 0,
-        by_block=isinstance(strategy, Speculating) and strategy.by_block,
-        lengths=_lengths(decoding.run().rounds, strategy) if speculates else None,
-        proposals=proposals if own_drafts else None,
-    )
-    return definition.written(counts) != decoding.token_ids
+    given = {
+        "rule": rule_of(strategy),
+        "rows": rows,
+        "sampling": sampling,
+        "seed": seed,
+        "prompt": prompt,
+        "end": end,
+        "k": strategy.longest if isinstance(strategy, Speculating) else 0,
+        "by_block": isinstance(strategy, Speculating) and strategy.by_block,
+        "lengths": _lengths(decoding.run().rounds, strategy),
+    }
+    return _Written(decoding.token_ids, given, proposals if own_drafts else None)
 
 
 def _lengths(rounds: Sequence[Round], strategy: Strategy) -> list[int] | None:

@@ -21,6 +21,7 @@ from cascli.rules.base import Exact, Rule
 from cascli.sampling import distributions
 from cascli.sampling.distributions import Dists
 from cascli.sampling.parameters import Sampling
+from cascli.stops.never import Never
 from cascli.strategies import Strategy
 from cascli.strategies.base import Speculating
 
@@ -47,12 +48,14 @@ def _pi(tree: Tree, rule: Rule, text: Text) -> list[float]:
 def sampled(pair: Pair, strategy: Strategy, length: int, runs: int) -> tuple[Counter[Text], int]:
     """How often the engine wrote each text, over `runs` seeds, and how many tokens were drafted.
 
-    With block verification, runs continue to a whole block, because what is kept depends on all drafts of a round; only
-    the first `length` tokens are counted.
+    With block verification, runs continue to a whole block, because what is kept depends on all drafts of a round, and
+    with a stop, which has nothing to stop in a draft of one token; only the first `length` tokens are counted.
     """
     counts: Counter[Text] = Counter()
     drafted = 0
-    whole = length + (strategy.longest - 1 if isinstance(strategy, Speculating) and strategy.by_block else 0)
+    whole = length
+    if isinstance(strategy, Speculating) and (strategy.by_block or not isinstance(strategy.stop, Never)):
+        whole += strategy.longest - 1
     for seed in range(runs):
         request = Request(prompt_ids=PROMPT, sampling=Sampling(1.0), max_new_tokens=whole, seed=seed)
         decoding = Decoding(pair, strategy, request)

@@ -41,8 +41,8 @@ class Effort:
     answers: int
 
 
-QUICK = Effort(trees=1, runs=3000, deep=False, prompts=2, tokens=20, rewinds=6, answers=2)
-FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24, answers=5)
+QUICK = Effort(trees=1, runs=3000, deep=False, prompts=2, tokens=20, rewinds=6, answers=3)
+FULL = Effort(trees=3, runs=15_000, deep=True, prompts=6, tokens=40, rewinds=24, answers=8)
 
 
 REPRESENTATIVE_RULE = "lenience"
