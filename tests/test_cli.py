@@ -25,6 +25,7 @@ from cascli.jobs import generate as generate_jobs
 from cascli.models.batch.lanes import Lanes
 from cascli.render.stream import AnswerStream
 from cascli.trace import ModelInfo, Run, Runs
+from tests import warm
 from tests.commands import invoke, program
 from tests.test_screen import printed, screen
 
@@ -661,7 +662,7 @@ def test_errors_stay_off_stdout_when_stderr_is_closed() -> None:
 )
 def test_exit_codes_hold_where_errors_cannot_be_written(words: str, code: int) -> None:
     """1 would mean that a check failed."""
-    assert closed(f"{words} 2> /dev/full").returncode == code
+    assert warm.run(*words.split(), stderr="full").returncode == code
 
 
 def test_the_file_is_written_though_stdout_cannot_be(tmp_path: Path) -> None:
@@ -674,7 +675,7 @@ def test_the_file_is_written_though_stdout_cannot_be(tmp_path: Path) -> None:
 def test_a_comparison_is_written_though_its_table_cannot_be_printed(tmp_path: Path) -> None:
     file = tmp_path / "kept.json"
     asked = "compare hi -c tiny-random -s target -s speculative --max-new-tokens 2 --no-measure"
-    found = closed(f"{asked} -o {file} > /dev/full")
+    found = warm.run(*asked.split(), "-o", str(file), stdout="full")
     assert found.returncode == 3 and "no space left" in found.stderr
     assert len(json.loads(file.read_text())["runs"]) == 2
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 from cascli import load_pair
 from cascli.models.tokenizer import byte_tokenizer
+from tests import warm
 from tests.pairs import pair
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(name: str, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    ended = warm.run("-c", (EXAMPLES / f"{name}.py").read_text(), *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def test_every_example_is_run_here() -> None:

@@ -22,6 +22,7 @@ from cascli.errors import plain
 from cascli.render.console import Screen, _Lasting
 from cascli.render.stream import AnswerStream
 from cascli.trace import Emitted, Round
+from tests import warm
 from tests.commands import invoke, shell
 
 TINY = ["-c", "tiny-random", "--max-new-tokens", "6"]
@@ -59,6 +60,16 @@ def test_a_closed_stdin_is_not_an_empty_prompt() -> None:
     )  # fmt: skip
 
 
+def test_a_file_is_written_though_the_reader_of_a_shells_pipe_is_gone(
+    tmp_path: Path, clean_env: pytest.MonkeyPatch
+) -> None:
+    clean_env.setenv("PYTHONUNBUFFERED", "1")
+    line = "cascli generate hi -o found.json -c tiny-random --max-new-tokens 3 2>&1 | true"
+    found = shell(f"set -o pipefail; cd {tmp_path}; {line}")
+    assert (found.returncode, "Error" in found.stderr) == (0, False)
+    assert Run.from_json((tmp_path / "found.json").read_text()).token_ids
+
+
 @pytest.mark.parametrize(
     ("command", "file", "streams"),  # both streams are handled in one place, so not each command needs both
     [
@@ -78,7 +89,8 @@ def test_files_are_written_though_the_reader_is_gone(
     pair = "" if command.startswith("sweep") else "-c tiny-random"
     clean_env.setenv("PYTHONUNBUFFERED", "1" if streams else "")
     most = "" if command.startswith("bench") else "--max-new-tokens 3"
-    found = shell(f"set -o pipefail; cd {tmp_path}; cascli {command} {pair} {most} {streams} | true")
+    words = f"{command} {pair} {most}".split()
+    found = warm.run(*words, cwd=tmp_path, stdout="gone", stderr="stdout" if streams else "kept")
     assert (found.returncode, "Error" in found.stderr) == (0, False)
     written = (tmp_path / file).read_text()
     assert written.count("\n") >= (3 if file.endswith((".jsonl", "results.csv")) else 1)
@@ -121,7 +133,11 @@ def test_only_a_reader_can_be_gone(kind: str, code: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_files_are_written_though_a_stream_was_closed_at_the_start(closed: str, tmp_path: Path) -> None:
-    found = shell(f"cd {tmp_path}; cascli generate hi -c tiny-random --max-new-tokens 3 -o found.json {closed}")
+    words = "generate hi -c tiny-random --max-new-tokens 3 -o found.json"
+    if closed == ">&- 2>&-":
+        found = shell(f"cd {tmp_path}; cascli {words} {closed}")
+    else:
+        found = warm.run(*words.split(), cwd=tmp_path, **{"stderr" if "2" in closed else "stdout": "closed"})
     assert found.returncode == 0 and Run.from_json((tmp_path / "found.json").read_text()).token_ids
 
 
@@ -181,13 +197,14 @@ def test_verbose_colour_output_shows_rejected_drafts_in_a_pipe(clean_env: pytest
 def test_a_pipe_gets_colour_but_no_progress(command: str, clean_env: pytest.MonkeyPatch) -> None:
     """Bars move the cursor and erase lines: in a log or in `less -R` they would be left over."""
     # In a process of its own: rich keeps a style in the colours of the first terminal that it was printed on.
-    found = shell(f"cascli {command} hi -c tiny-random --max-new-tokens 4 --color always -v")
+    found = warm.run(command, "hi", "-c", "tiny-random", "--max-new-tokens", "4", "--color", "always", "-v")
     assert found.returncode == 0 and "\x1b[" in found.stdout
     assert "\x1b" not in COLOURS.sub("", found.stdout + found.stderr) and "loading" not in found.stderr
 
 
 def test_ascii_terminals_get_everything(clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("PYTHONIOENCODING", "ascii")
-    found = shell("cascli compare hi -c tiny-random --max-new-tokens 4 && cascli pairs")
-    assert found.returncode == 0
+    for words in ("compare hi -c tiny-random --max-new-tokens 4", "pairs"):
+        found = warm.run(*words.split())
+        assert found.returncode == 0 and found.stdout.isascii()
     assert "tiny-random" in found.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -29,7 +28,7 @@ from cascli.strategies.speculative import Speculative
 from cascli.strategies.speculative_cascade import SpeculativeCascade
 from cascli.strategies.token_cascade import TokenCascade
 from cascli.sweeps.plan import SweepPlan
-from tests.commands import program
+from tests import warm
 from tests.laws.models import engine_law, reference_law
 from tests.laws.tables import target
 from tests.laws.test_drafters import CONTRACT
@@ -93,8 +92,8 @@ def installed(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_rule_from_another_package_works(installed: dict[str, str]) -> None:
-    listed = program("strategies", env=installed)
-    answered = program(
+    listed = warm.run("strategies", env=installed)
+    answered = warm.run(
         "generate", "hi", "-c", "tiny-random", "-s", "speculative-cascade:rule=keep-some,alpha=0.2,k=2",
         "--max-new-tokens", "4", "--json", env=installed,
     )  # fmt: skip
@@ -114,17 +113,17 @@ def test_a_rule_from_another_package_works(installed: dict[str, str]) -> None:
     ],
 )
 def test_a_faulty_plugin_is_explained_in_one_sentence(installed: dict[str, str], rule: str, said: str) -> None:
-    ended = program("generate", "hi", "-c", "tiny-random", "-s", f"token-cascade:rule={rule}", env=installed)
+    ended = warm.run("generate", "hi", "-c", "tiny-random", "-s", f"token-cascade:rule={rule}", env=installed)
     assert ended.returncode == 2 and said in ended.stderr and len(ended.stderr.splitlines()) <= 2
 
 
 def test_broken_rules_are_not_among_all_rules(installed: dict[str, str]) -> None:
     """`verify`, `--rules all` and `advise` use every rule: one faulty plug-in must not cost the others."""
     code = "from cascli.jobs.usable import usable_rules; print(*usable_rules())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
+    done = warm.run("-c", code, env=installed)
     found = done.stdout.split()
     assert {"keep-some", "opt", "token-v3"} <= {*found} and not {"broken", "no-rule", "half", "asks"} & {*found}
-    listed = program("strategies", env=installed)
+    listed = warm.run("strategies", env=installed)
     assert listed.returncode == 0 and "keep-some" in listed.stdout and "Half lacks keep" in listed.stderr
 
 

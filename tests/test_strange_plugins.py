@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import threading
 import warnings
@@ -39,7 +38,7 @@ from cascli.strategies.speculative_cascade import SpeculativeCascade
 from cascli.strategies.token_cascade import TokenCascade
 from cascli.sweeps.plan import SweepPlan
 from cascli.trace import Drafted, Emitted, Handover, Round, StepCosts
-from tests.commands import program
+from tests import warm
 from tests.laws.models import engine_law, reference_law
 from tests.laws.tables import target
 from tests.pairs import near, pair, prompts
@@ -722,7 +721,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
 
 
 def test_broken_plugins_do_not_hide_the_others_from_the_list(installed: dict[str, str]) -> None:
-    done = program("strategies", env=installed)
+    done = warm.run("strategies", env=installed)
     assert done.returncode == 0 and "token-v3" in done.stdout and "good" in done.stdout and "adaedl" in done.stdout
     said = " ".join(done.stderr.split())
     for each in (
@@ -735,18 +734,18 @@ def test_broken_plugins_do_not_hide_the_others_from_the_list(installed: dict[str
         "strategy 'lost' of odd_missing:X: ModuleNotFoundError",
     ):  # fmt: skip
         assert each in said, (each, said)
-    one = program("strategies", "chow", env=installed)
+    one = warm.run("strategies", "chow", env=installed)
     assert one.returncode == 0 and "speculative-cascade:rule=chow" in one.stdout
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"], ["-q"]])
 def test_a_broken_plugin_that_was_asked_for_is_an_error(installed: dict[str, str], flags: list[str]) -> None:
     """The others that were asked for are shown nevertheless."""
-    done = program("strategies", "leaves", "opt", *flags, env=installed)
+    done = warm.run("strategies", "leaves", "opt", *flags, env=installed)
     assert done.returncode == 2 and "speculative-cascade:rule=opt" in done.stdout
     assert done.stderr.splitlines()[-1] == "cascli: rule 'leaves' of odd_leaves:X: SystemExit: 0"
     for name, said in (("hinted", "the rule 'hinted' of odd: NameError"), ("lost", "strategy 'lost' of odd_missing:X")):
-        done = program("strategies", name, *flags, env=installed)
+        done = warm.run("strategies", name, *flags, env=installed)
         assert (done.returncode, done.stdout) == (2, "") and f"cascli: {said}" in done.stderr
 
 
@@ -764,7 +763,7 @@ def test_a_broken_plugin_that_was_asked_for_is_an_error(installed: dict[str, str
 def test_a_broken_plugin_requested_by_name_is_explained(
     installed: dict[str, str], strategy: str, code: int, said: str
 ) -> None:
-    done = program("generate", "hi", "-c", "tiny-random", "-s", strategy, "--max-new-tokens", "3", env=installed)
+    done = warm.run("generate", "hi", "-c", "tiny-random", "-s", strategy, "--max-new-tokens", "3", env=installed)
     assert done.returncode == code and said in done.stderr and len(done.stderr.splitlines()) <= 2, done.stderr
 
 
@@ -809,7 +808,7 @@ def test_rules_are_always_made_with_validated_values(offered: None) -> None:
 
 def test_broken_plugins_are_not_among_all_usable_ones(installed: dict[str, str]) -> None:
     code = "from cascli.jobs.usable import *; print(*usable_rules()); print(*usable_stops())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
+    done = warm.run("-c", code, env=installed)
     known, stops = (line.split() for line in done.stdout.splitlines())
     assert {*known} == {*usable_rules(), "good", "good-too", "late", "wide", "vector"}
     assert {*stops} == {*usable_stops()}
@@ -825,7 +824,7 @@ def test_broken_plugins_are_not_among_all_usable_ones(installed: dict[str, str])
 )
 def test_left_out_plugins_are_reported(installed: dict[str, str], command: tuple[str, ...], kinds: str) -> None:
     """Commands that use all of a kind report what they leave out; a command that names one reports nothing."""
-    done = program(*command, "-c", "tiny-random", "--max-new-tokens", "2", "--color", "never", env=installed)
+    done = warm.run(*command, "-c", "tiny-random", "--max-new-tokens", "2", "--color", "never", env=installed)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
     of_rules = (
@@ -851,7 +850,7 @@ def test_a_rule_that_needs_more_tokens_than_are_tabulated_is_skipped(installed: 
         "tree = tables.tabulate(load_pair('tiny-random'), [5, 6], 16, 1);"
         "print(*(f'{each.subject}: {each.status}: {each.detail}' for each in law.worst_of([tree])), sep='\\n')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=installed, check=True)
+    done = warm.run("-c", code, env=installed)
     assert "rule=good," in done.stdout and "rule=wide" not in done.stdout
     assert "wide: skipped: of 16 tokens: ValueError: a vocabulary of 100 tokens" in done.stdout, done.stdout
     assert "raises: skipped: rule 'raises' of odd:Raises: ValueError: boom" in done.stdout
@@ -864,7 +863,7 @@ def test_answers_of_other_strategies_are_kept_if_a_rule_fails(
     """A rule that fails at its 31st position does not lose the answers of other strategies."""
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"prompt": "hi"}\n{"prompt": "ho"}\n')
-    done = program(
+    done = warm.run(
         "compare", "--prompts", str(asked), "-c", "tiny-random", "-s", "target", "-s", "speculative:k=2",
         "-s", "speculative-cascade:rule=late,k=2", "--max-new-tokens", "24", "-o", str(tmp_path / "kept.json"), *more,
         env=installed,

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from cascli.sweeps.tasks import Example, Task, programs, task_of
 from cascli.sweeps.units import Unit
 from cascli.sweeps.worker import Worker
 from cascli.trace import Run
+from tests import warm
 from tests.commands import invoke
 
 EXAMPLES = [path for path in sorted((pairs_folder() / "sweeps").glob("*.yaml")) if not path.stem.startswith("paper")]
@@ -910,39 +910,33 @@ def test_the_table_is_printed_even_if_the_figure_cannot_be_written(
     assert "speculative" in ended.stdout
 
 
-def process(plan: Path, out: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "cascli", "sweep", str(plan), "-o", str(out), "-q", *more]
-    # A shell's background job ignores Ctrl-C, and so would its children.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that was not killed, next to its plan."""
+    folder = tmp_path_factory.mktemp("swept")
+    plan = folder / "plan.yaml"
+    plan.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 16"))  # long enough to be killed halfway
+    assert run(str(plan), "-o", str(folder / "whole")).exit_code == 0
+    return folder / "whole"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_sweep_loses_at_most_the_work_in_progress(
-    plan_file: Path, tmp_path: Path, kill: signal.Signals
-) -> None:
-    plan_file.write_text(PLAN.replace("max_new_tokens: 8", "max_new_tokens: 24"))
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run(str(plan_file), "-o", str(whole)).exit_code == 0
-    child = process(plan_file, broken)
+def test_a_killed_sweep_loses_at_most_the_work_in_progress(whole: Path, tmp_path: Path, kill: signal.Signals) -> None:
+    plan_file, broken = whole.parent / "plan.yaml", tmp_path / "broken"
+    command = ["sweep", str(plan_file), "-o", str(broken), "-q"]
+    child = warm.start(*command)
     lines = broken / "records.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline and not (lines.exists() and lines.read_bytes().count(b"\n") >= 7):
         time.sleep(0.02)
-    child.send_signal(kill)
-    code = child.wait(timeout=60)
-    assert code == (130 if kill == signal.SIGINT else -signal.SIGKILL)
+    os.kill(child.pid, kill)
+    assert child.wait().returncode == (130 if kill == signal.SIGINT else -signal.SIGKILL)
     kept = lines.read_bytes().count(b"\n")
     assert 7 <= kept < 45
     with lines.open("ab") as file:
         file.write(b'{"half a')  # as a crash of the machine might leave it
-    assert process(plan_file, broken, "--resume").wait(timeout=300) == 0
+    assert warm.run(*command, "--resume").returncode == 0
     assert lines.read_bytes().count(b"\n") == 45  # nothing was done twice
     fields = {*SweepRow.model_fields}
     ours, theirs = (

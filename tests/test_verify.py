@@ -398,7 +398,7 @@ def test_a_failed_check_exits_1(clean_env: pytest.MonkeyPatch) -> None:
     assert run.exit_code == 1
     assert "failed: law of" in run.stderr
     assert "fail" in run.stdout
-    quiet = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "-q"])
+    quiet = CliRunner().invoke(app, ["verify", "-c", "tiny-random", "--quick", "-s", "speculative:k=2", "-q"])
     assert (quiet.exit_code, quiet.stderr) == (1, "") and "failed: law of" in quiet.stdout
 
 

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,7 +43,7 @@ from cascli.sweeps.table import SweepRow
 from cascli.sweeps.tasks import task_of
 from cascli.sweeps.units import batches, by_cell, units
 from cascli.trace import Run
-from tests.commands import program
+from tests import warm
 from tests.pairs import ARCHITECTURES, pair, torch_version
 
 PROMPTS = [Prompt(("Hello",), "a"), Prompt(("One", "Two", "Three"), "b"), Prompt(("What?",), "c"), Prompt(("x",), "d")]
@@ -195,17 +193,16 @@ def test_cells_run_in_plan_order_even_if_one_is_half_done(tmp_path: Path) -> Non
 def test_a_killed_sweep_loses_at_most_a_batch(tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
     plan.write_text(PLAN + "batch_size: 4\n")
-    command = [sys.executable, "-m", "cascli", "sweep", str(plan), "-o", str(out), "-q"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    command = ["sweep", str(plan), "-o", str(out), "-q"]
+    child = warm.start(*command)
     deadline = time.monotonic() + 120
-    while len(list(records(out))) < 9 and time.monotonic() < deadline and child.poll() is None:
+    while len(list(records(out))) < 9 and time.monotonic() < deadline:
         time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait().returncode == -signal.SIGKILL
     before = {record.key: record for record in Records(out).read()}
     assert 9 <= len(before) < 32
-    subprocess.run([*command, "--resume"], check=True, capture_output=True, env=env)
+    assert warm.run(*command, "--resume").returncode == 0
     after = {record.key: record for record in Records(out).read()}
     assert len(after) == 32
     assert all(after[key] == record for key, record in before.items())
@@ -386,8 +383,8 @@ def test_a_command_shows_a_warning_of_the_pair_as_one_line(tmp_path: Path) -> No
     asked.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     command = ["generate", "--prompts", str(asked), "-c", str(config), "-s", "target", "--max-new-tokens", "2"]
     hushed = os.environ | {"CASCLI_QUIET": "1"}
-    loud, quiet = (program(*command, "--batch-size", "2", env=env) for env in (None, hushed))
-    assert program(*command, "--batch-size", "2", "-q").stderr == ""
+    loud, quiet = (warm.run(*command, "--batch-size", "2", env=env) for env in (None, hushed))
+    assert warm.run(*command, "--batch-size", "2", "-q").stderr == ""
     assert "\nthe target model reads the texts of a batch one by one: " in f"\n{loud.stderr}"
     assert "PairWarning" not in loud.stderr and quiet.stderr == ""
 

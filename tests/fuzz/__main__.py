@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
-import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
+from typing import NoReturn
+
+from tests import warm
 
 # Before anything imports torch: a process with torch's threads cannot be forked.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -24,12 +28,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         os.environ |= {"CASCLI_HOME": str(home / "cache"), "HF_HOME": str(home / "hub"), "NO_COLOR": "1"}
-        _seeds(home)
-        import cascli.models.load  # noqa: F401 - warm, before the first fork
+        for name in warm.IMPORTED:  # before the first fork
+            importlib.import_module(name)
         from cascli.cli.common import quiet_libraries
         from tests.fuzz.run import fuzz
 
         quiet_libraries()
+        _seeds(home)
         found = fuzz(home, asked.seconds, asked.seed, asked.only, asked.save)
     for name, tally in found.items():
         wrong = ", ".join(f"{count} {what}" for what, count in tally.failures.items()) or "none failed"
@@ -38,25 +43,41 @@ def main() -> int:
 
 
 def _seeds(home: Path) -> None:
-    run = [sys.executable, "-m"]
-    subprocess.run([*run, "tests.fuzz.seeds", str(home)], check=True, stdout=subprocess.DEVNULL)
-    cascli = [*run, "cascli"]
-    to = ["-c", "tiny-random", "-q", "--max-new-tokens", "6", "-o"]
-    for arguments in (
-        ["generate", "hi", *to, str(home / "seeds" / "run.json")],
-        ["compare", "hi", "-s", "speculative:k=2", "-s", "target", *to, str(home / "seeds" / "compare.json")],
-        ["bench", *to, str(home / "seeds" / "bench.json")],
-    ):
-        subprocess.run([*cascli, *arguments], check=True, stdout=subprocess.DEVNULL)
-    plan = home / "seeds" / "small.yaml"
+    """Make the good files in forks: this process must not decode, since that starts threads."""
+    from tests.fuzz.run import attempt
+
+    if (child := os.fork()) == 0:
+        _make(home)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit("the good files could not be made")
+    seeds = home / "seeds"
+    plan = seeds / "small.yaml"
     plan.write_text("pair: tiny-random\nstrategies: [draft]\nlimit: 1\nmax_new_tokens: 4\n")
-    printed = {
-        "table.json": ["sweep", str(plan), "-o", str(home / "swept"), "--json", "-q"],
-        "audit.json": ["verify", "-c", "tiny-random", "--quick", "-s", "speculative:k=2", "--json", "-q"],
-    }
-    for name, arguments in printed.items():
-        with (home / "seeds" / name).open("w") as file:
-            subprocess.run([*cascli, *arguments], check=True, stdout=file)
+    to = ["-c", "tiny-random", "-q", "--max-new-tokens", "6", "-o"]
+    for arguments, printed in (
+        (["generate", "hi", *to, str(seeds / "run.json")], os.devnull),
+        (["compare", "hi", "-s", "speculative:k=2", "-s", "target", *to, str(seeds / "compare.json")], os.devnull),
+        (["bench", *to, str(seeds / "bench.json")], os.devnull),
+        (["sweep", str(plan), "-o", str(home / "swept"), "--json", "-q"], str(seeds / "table.json")),
+        (
+            ["verify", "-c", "tiny-random", "--quick", "-s", "speculative:k=2", "--json", "-q"],
+            str(seeds / "audit.json"),
+        ),
+    ):
+        code, said, _ = attempt(arguments, home, printed)
+        if code != 0:
+            raise SystemExit(f"cascli {' '.join(arguments)}: exit {code}\n{said}")
+
+
+def _make(home: Path) -> NoReturn:
+    from tests.fuzz.seeds import make
+
+    try:
+        make(home)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -55,13 +55,16 @@ def verdict(code: int | None, said: str) -> str | None:
     return "long" if code and len(said.splitlines()) > 2 else None
 
 
-def attempt(arguments: list[str], here: Path) -> tuple[int | None, str, float]:
-    """Exit code (negative: the signal; None: it was killed after the time limit), stderr, and seconds."""
+def attempt(arguments: list[str], here: Path, printed: str = os.devnull) -> tuple[int | None, str, float]:
+    """Run a command whose stdout goes to the file `printed`.
+
+    Returns its exit code (negative: the signal; None: it was killed after the time limit), stderr, and seconds.
+    """
     out = here / "stderr"
     start = time.monotonic()
     child = os.fork()
     if child == 0:
-        _be_cascli(arguments, out)
+        _be_cascli(arguments, out, printed)
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() - start > SECONDS:
             os.killpg(child, signal.SIGKILL)
@@ -74,7 +77,7 @@ def attempt(arguments: list[str], here: Path) -> tuple[int | None, str, float]:
     return os.waitstatus_to_exitcode(ended[1]), said, time.monotonic() - start
 
 
-def _be_cascli(arguments: list[str], out: Path) -> None:
+def _be_cascli(arguments: list[str], out: Path, printed: str) -> None:
     """Run the command line in the child process; never returns."""
     from cascli.cli.app import main
 
@@ -83,7 +86,7 @@ def _be_cascli(arguments: list[str], out: Path) -> None:
         os.setsid()
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-        for number, place in ((0, os.devnull), (1, os.devnull), (2, out)):
+        for number, place in ((0, os.devnull), (1, printed), (2, out)):
             os.dup2(os.open(place, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115

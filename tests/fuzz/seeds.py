@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import yaml
@@ -21,7 +20,7 @@ max_new_tokens: 8
 
 
 def make(home: Path) -> None:
-    """Write all seeds under `home`; run in its own process, so that no torch thread is alive where others fork."""
+    """Write all seeds under `home`; run in a process of its own, so that no torch thread is alive where others fork."""
     import cascli
     from cascli.config import pair_files
     from tests.pairs import pair
@@ -43,7 +42,3 @@ def make(home: Path) -> None:
     (seeds / "sweep.yaml").write_text(SWEEP)
     lines = [{"prompt": "a", "id": "x", "reference": "b"}, {"turns": ["a", "b"], "question_id": 7, "category": "c"}]
     (seeds / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-
-
-if __name__ == "__main__":
-    make(Path(sys.argv[1]))

@@ -217,11 +217,12 @@ def test_a_repair_that_cannot_reach_the_hub_changes_nothing(hub: tuple[Hub, str]
     weights = folder / "model.safetensors"
     weights.resolve().write_bytes(b"12345679")
     state.status = 500
-    ended = pull(address, tmp_path, call=f"({REPAIR})")
+    at_once = "import time; time.sleep = lambda seconds: None"  # the library waits between its tries
+    ended = pull(address, tmp_path, at_once, call=f"({REPAIR})")
     assert "refused: " in ended.stdout and "500" in ended.stdout, ended.stdout + ended.stderr
     assert weights.read_bytes() == b"12345679"
     state.status, state.withheld = 200, True
-    ended = pull(address, tmp_path, call=f"({REPAIR})")
+    ended = pull(address, tmp_path, at_once, call=f"({REPAIR})")
     assert "refused: " in ended.stdout, ended.stdout + ended.stderr
     assert weights.read_bytes() == b"12345679" and len(list(folder.parent.parent.glob("blobs/*"))) == 3
 
