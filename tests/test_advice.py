@@ -755,6 +755,21 @@ def test_encoder_decoders_are_unavailable_in_vllm() -> None:
     assert "decoder's text only" in lookup.transformers_note
 
 
+def test_models_of_two_kinds_are_combined_nowhere_else() -> None:
+    encoder = EncoderInfo(parameters=1, weight_bytes=1, attention_width=1)
+    t5 = MODEL.model_copy(update={"encoder": encoder})
+    for draft, target in ((t5, MODEL), (MODEL, t5)):
+        pair = INFO.model_copy(update={"draft": draft, "target": target})
+        for spec in ("speculative:k=2", "speculative-cascade:rule=mixture,target_weight=0.7,k=2"):
+            found = used(spec, info=pair)
+            assert found.vllm is None and found.transformers is None
+            assert "an encoder-decoder and a decoder-only model" in found.transformers_note
+        assert "encoder-decoder" in used("speculative:k=2", info=pair).vllm_note
+        assert "prompt_lookup" in used("speculative:draft=prompt-lookup,k=2", info=pair).transformers
+    assert used("target", info=INFO.model_copy(update={"draft": t5})).vllm == "vllm serve /models/large"
+    assert used("speculative:k=2", info=INFO.model_copy(update={"draft": t5, "target": t5})).transformers is not None
+
+
 def test_the_only_rule_available_elsewhere_is_a_mixture_in_transformers() -> None:
     found = used("speculative-cascade:rule=head,alpha=0.2,k=2", 1.0)
     assert found.vllm is None and found.transformers is None and "that this rule would keep" in found.vllm_note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,37 @@ def test_the_start_token_comes_from_the_config() -> None:
     assert torch.allclose(runner.forward(start, 1), logits_along(loaded.target.model, PROMPT, []), atol=1e-5)
     with pytest.raises(RunError, match="decoder_start_token_id: 40 is not a token"):
         load_pair({"target": model(2, 40, **{**T5, "decoder_start_token_id": 40})})
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {"decoder_start_token_id": 9, "bos_token_id": 5},
+        {"decoder_start_token_id": [9]},
+        {"bos_token_id": 5, "pad_token_id": 3},
+        {"bos_token_id": [5]},
+    ],
+)
+def test_the_start_token_is_that_of_transformers_generate(tmp_path: Path, generation: dict[str, Any]) -> None:
+    source = stored(tmp_path, own_head=False)
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).generate(torch.tensor([PROMPT]), max_new_tokens=1)
+    start = load_pair({"target": source}).target.runner.begin(torch.tensor(PROMPT))
+    assert start.tolist() == theirs[0, :1].tolist()
+
+
+def test_settings_that_only_transformers_applies_are_named(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    config = {"target": stored(tmp_path, own_head=False)}
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"decoder_start_token_id": 0, "repetition_penalty": 1.1, "top_p": 0.8, "min_length": 0})
+    )
+    load_pair(config)
+    assert not [each for each in recwarn if issubclass(each.category, PairWarning)]
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"decoder_start_token_id": 0, "forced_bos_token_id": 33, "min_length": 5, "suppress_tokens": []})
+    )
+    with pytest.warns(PairWarning, match=r"generation_config.json sets forced_bos_token_id, min_length, which"):
+        load_pair(config)
 
 
 def stored(folder: Path, *, own_head: bool, more: dict[str, Any] | None = None) -> dict[str, Any]:

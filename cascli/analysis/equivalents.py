@@ -17,6 +17,7 @@ from cascli.settings import TARGET
 from cascli.trace import Data, PairInfo, block_length
 
 NO_RULE = "verification is exact there, and rejects drafts that this rule would keep"
+NO_ENCODER = "no support for encoder-decoder text models"
 NO_STOP = "no such stop: the best fixed k is used instead"
 
 
@@ -94,7 +95,7 @@ Equivalent = tuple[str | None, str | None]
 def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k: int, *, plain: bool) -> Equivalent:
     target = shlex.quote(_model(pair.target.source, "TARGET"))
     if pair.target.encoder is not None:
-        return None, "no support for encoder-decoder text models"
+        return None, NO_ENCODER
     if plain:
         return f"vllm serve {target}", None
     if "rule" in params:
@@ -102,6 +103,8 @@ def _vllm(params: Mapping[str, Any], pair: PairInfo, temperature: float, fixed_k
     drafter, k = params.get("draft", "model"), _length(params, fixed_k)
     notes = [NO_STOP] if "stop" in params else []
     if drafter == "model":
+        if pair.draft is not None and pair.draft.encoder is not None:
+            return None, NO_ENCODER
         config, note = _drafting_model(pair, temperature)
         config["num_speculative_tokens"] = k
         notes += [note] if note else []
@@ -195,6 +198,8 @@ def _no_assistant(drafter: str, pair: PairInfo) -> str | None:
         return f"no drafter like '{drafter}'"
     if drafter == "model" and pair.draft is not None and pair.draft.source.startswith(EAGLE3_PREFIX):
         return "no drafting with an EAGLE-3 head"
+    if drafter == "model" and pair.draft is not None and (pair.draft.encoder is None) != (pair.target.encoder is None):
+        return "no drafting between an encoder-decoder and a decoder-only model"
     return None
 
 

@@ -125,17 +125,22 @@ class EncoderDecoderRunner(Runner):
 
 
 def start_token(model: PreTrainedModel) -> int:
-    """The token that a decoder starts from, as in transformers' `generate`; the padding token if none is specified.
+    """The token that a decoder starts from, as in transformers' `generate`; a list of one token is that token.
+
+    It is the generation config's start or beginning of text; if there is neither, the config's start or padding.
 
     Raises:
         RunError: there is no such token, or it is outside the vocabulary.
     """
     candidates = (
         getattr(model.generation_config, "decoder_start_token_id", None),
+        getattr(model.generation_config, "bos_token_id", None),
         getattr(model.config, "decoder_start_token_id", None),
         model.config.pad_token_id,
     )
     token = next((each for each in candidates if each is not None), None)
+    if isinstance(token, list) and len(token) == 1:
+        token = token[0]
     if not isinstance(token, int) or not 0 <= token < model.config.vocab_size:
         raise RunError(f"decoder_start_token_id: {token} is not a token that the decoder can start from.")
     return token

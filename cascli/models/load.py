@@ -191,6 +191,7 @@ def _load(
         stages.end()
     _check_angles(description.configs)
     target = models["target"]
+    _check_generation(target)
     eos_ids = _eos_ids(target.model, tokenizer if folders["target"] else None)
     if description.translation is None:
         _check_rows(models, len(tokenizer) if tokenizer is not None else target.rows, vocab, eos_ids)
@@ -342,6 +343,29 @@ def _check_angles(configs: Mapping[str, PreTrainedConfig]) -> None:
                 " shorter prompt keeps the angles of what it has read"
             )
             warnings.warn(text, PairWarning, stacklevel=4)
+
+
+_FORCING = (
+    *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
+    *("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "sequence_bias"),
+    *("exponential_decay_length_penalty", "watermarking_config"),
+)
+"""Settings of a generation config that force, forbid or favour tokens, if they are set and neither 0 nor empty."""
+
+
+def _check_generation(target: LoadedModel) -> None:
+    """Warn if transformers' `generate` would change the target's distributions by settings in its folder.
+
+    How to sample, including penalties of repetition, is not read from there at all, and is no reason to warn.
+    """
+    generation = getattr(target.model, "generation_config", None)
+    found = [name for name in _FORCING if getattr(generation, name, None)]
+    if found:
+        text = (
+            f"{target.source}: its generation_config.json sets {', '.join(found)}, which transformers' generate"
+            " applies; here answers follow the model's own distributions"
+        )
+        warnings.warn(text, PairWarning, stacklevel=4)
 
 
 def _check_rows(models: Mapping[str, LoadedModel], tokens: int, vocab: int, eos_ids: frozenset[int]) -> None:
