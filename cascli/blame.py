@@ -13,9 +13,13 @@ from cascli.plugins import class_of, group_of, is_own, name_of
 def label(plugin: object) -> str:
     """How an error message names a plug-in or its class: kind, name and defining module."""
     plugin_class = class_of(plugin)
+    return f"the {kind_of(plugin_class)} '{name_of(plugin_class)}' of {plugin_class.__module__}"
+
+
+def kind_of(plugin_class: type) -> str:
+    """Whether it is a rule, a drafter, a stop or a strategy."""
     group = group_of(plugin_class) or ""
-    what = {"cascli.strategies": "strategy"}.get(group, group.rpartition(".")[2].removesuffix("s") or "plug-in")
-    return f"the {what} '{name_of(plugin_class)}' of {plugin_class.__module__}"
+    return {"cascli.strategies": "strategy"}.get(group, group.rpartition(".")[2].removesuffix("s") or "plug-in")
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def blamed(*plugins: object) -> Iterator[None]:
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
-        foreign = [each for each in _with_parts(plugins) if not is_own(each)]
+        foreign = [each for each in with_parts(plugins) if not is_own(each)]
         if not foreign or getattr(error, "attributed", False):
             raise
         at_fault = _raised_in(error, foreign)
@@ -54,7 +58,8 @@ def blamed(*plugins: object) -> Iterator[None]:
         raise new from error
 
 
-def _with_parts(plugins: Iterable[object]) -> Iterator[object]:
+def with_parts(plugins: Iterable[object]) -> Iterator[object]:
+    """The plug-ins, each followed by those that it contains."""
     for plugin in plugins:
         yield plugin
         with suppress(Exception):  # another package's parts() may fail

@@ -26,6 +26,7 @@ from cascli.decoding.session import Session
 from cascli.errors import ContextFull, UsageError
 from cascli.models.calls import ROLES
 from cascli.models.pair import Pair
+from cascli.provenance import of_plugins
 from cascli.sampling.autoregressive import Sampler
 from cascli.sampling.parameters import Sampling
 from cascli.sampling.uniforms import RandomNumbers, Uniforms, seed_of
@@ -250,7 +251,7 @@ class Decoding:
             costs=self.costs,
             exit=self._runners["draft"].exit,
             rounds=self._answer.rounds,
-            environment=environment(self.pair.device),
+            environment=environment(self.pair.device, self.strategy),
         )
 
 
@@ -323,8 +324,13 @@ def check_prompt(pair: Pair, request: Request) -> int:
     return min(request.max_new_tokens, room)
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """Versions, device and thread settings that the run depended on besides the pair."""
+def environment(device: torch.device, *plugins: object) -> dict[str, str]:
+    """Versions, device and thread settings that results depend on besides the pair.
+
+    Args:
+        device: the pair's.
+        plugins: the strategies in use, or other plug-ins; those of other packages are named with their version.
+    """
     import transformers
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} cpu"
@@ -340,7 +346,7 @@ def environment(device: torch.device) -> dict[str, str]:
     }
     if "OMP_NUM_THREADS" in os.environ:  # sets the threads of this and of every other process started with it
         facts["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
-    return {key: str(value) for key, value in facts.items() if value is not None}
+    return {key: str(value) for key, value in facts.items() if value is not None} | of_plugins(*plugins)
 
 
 @lru_cache

@@ -546,7 +546,8 @@ class Run(Document):
     rounds: list[Round]
     environment: dict[str, str]
     """Versions, the device's name, torch's threads, the number of processors available to the process, their name if
-    it is known, and `OMP_NUM_THREADS` if set."""
+    it is known, and `OMP_NUM_THREADS` if set. A plug-in of another package is named with its package's version and a
+    hash of its source, as in `plug-in rule my-rule`."""
 
     def __repr__(self) -> str:
         """One-line summary; `print(run.metrics)` shows the numbers, `run.to_json(1)` everything."""

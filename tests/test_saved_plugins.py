@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from cascli import Pair, load_pair, plugins, sweep
+from cascli import Pair, Run, generate, load_pair, plugins, sweep
 from cascli.cli.app import app
+from cascli.errors import RunError, UsageError
+from cascli.provenance import of_plugins
 from cascli.render.sweep_curves import curves, looks_of
 from cascli.render.sweep_report import report
+from cascli.render.sweep_words import differences
+from cascli.stops.never import Never
 from cascli.strategies import parse, shown
+from cascli.sweeps.plan import Cell, SweepPlan
+from cascli.sweeps.ray_executor import _check_alike
 from cascli.sweeps.records import Records
 from cascli.sweeps.table import SweepTable
+from cascli.sweeps.tasks import Example
+from cascli.sweeps.worker import answers
 from tests.sweeps import header_of, plan_of
 
 MODULE = """
@@ -118,3 +128,79 @@ def test_what_is_shown_is_the_same_without_the_plugins(elsewhere: Elsewhere) -> 
     assert shown("gone:rule=x,cut=True,size=007,share=0.50") == (
         "gone", {"rule": "x", "cut": True, "size": "007", "share": "0.50"}, "x", {}, True,
     )  # fmt: skip
+
+
+OFTEN = "speculative-cascade:rule=often,alpha=0.2,k=2"
+ENTRY = "plug-in rule often"
+
+
+def test_a_sweep_is_not_continued_with_another_version_of_a_plugin(
+    elsewhere: Elsewhere, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row would average answers of two rules. Only plug-ins in use count, and only answers that did not fail."""
+    out = tmp_path / "out"
+
+    def answer(limit: int, *strategies: str, **more: Any) -> dict[str, str]:
+        plan = {"strategies": list(strategies), "temperatures": [1.0], "max_new_tokens": 2}
+        sweep(plan, pair, limit=limit, output=out, **more)
+        return Records(out).header().environment
+
+    def fail(pair: Pair, plan: SweepPlan, cell: Cell, problem: Example) -> list[Run]:
+        if cell.strategy == OFTEN:
+            raise RunError("planted")
+        return answers(pair, plan, cell, problem)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cascli.sweeps.worker.answers", fail)
+        answer(1, OFTEN)
+    elsewhere.install("1.1", MODULE + "# mended\n")
+    found = answer(1, OFTEN, resume=True)
+    assert found[ENTRY].startswith("elsewhere 1.1 (source ") and sum(each.startswith("plug-in") for each in found) == 1
+    assert answer(2, OFTEN, resume=True)[ENTRY] == found[ENTRY]
+    elsewhere.install("1.1", MODULE)
+    with pytest.raises(
+        UsageError, match=r"plug-in rule often of elsewhere 1\.1 \(source \w{12}\), and this is elsewhere"
+    ):
+        answer(3, OFTEN, resume=True)
+    assert ENTRY not in answer(3, "target", resume=True)
+    assert differences(Records(out).header()) is None and ENTRY in Records(out).header().shared_environment
+    elsewhere.install("2.0", MODULE)
+    assert answer(3, OFTEN, resume=True, anyway=True)[ENTRY].startswith("elsewhere 2.0")
+    assert "answers and speeds cannot be compared" in str(differences(Records(out).header()))
+    elsewhere.remove()
+    assert "answers and speeds cannot be compared" in str(differences(Records(out).header()))
+
+
+def test_folders_that_recorded_no_plugins_are_resumed(elsewhere: Elsewhere, pair: Pair, tmp_path: Path) -> None:
+    """What they were made with is unknown."""
+    plan = {"strategies": [OFTEN], "temperatures": [1.0], "max_new_tokens": 2}
+    records = Records(tmp_path)
+    sweep(plan, pair, limit=1, output=tmp_path)
+    header = records.header()
+    [call] = header.calls
+    old = call.model_copy(update={"environment": {k: v for k, v in call.environment.items() if k != ENTRY}})
+    records.write_header(header.model_copy(update={"calls": [old], "environment": old.environment}))
+    elsewhere.install("2.0")
+    sweep(plan, pair, limit=2, output=tmp_path, resume=True)
+    assert [ENTRY in each.environment for each in records.header().calls] == [False, True]
+
+
+def test_runs_name_the_plugins_they_used(elsewhere: Elsewhere, pair: Pair) -> None:
+    """By the package of the entry point, or by the module of a class without one; cascli's own are not named."""
+    found = generate(pair, prompt_ids=[1], strategy="in-turns:k=1", max_new_tokens=1).environment
+    assert found["plug-in strategy in-turns"].startswith("elsewhere 1.0 (source ")
+    used = of_plugins(
+        parse(OFTEN), InANotebook(), type("Gone", (InANotebook,), {"__module__": "gone"}), parse("speculative")
+    )
+    assert list(used) == [ENTRY, "plug-in stop in-a-notebook", "plug-in stop gone"]
+    assert used["plug-in stop in-a-notebook"].startswith("tests.test_saved_plugins (source ")
+
+
+@dataclass(frozen=True)
+class InANotebook(Never):
+    """A stop without an entry point."""
+
+
+def test_workers_with_other_plugins_are_not_alike() -> None:
+    with pytest.raises(RunError, match=f"{ENTRY} is a 1 on one and a 2 on another"):
+        _check_alike({ENTRY: "a 1"}, {ENTRY: "a 2"})

@@ -120,7 +120,7 @@ def audit(
         passed=all(check.status != "fail" for check in checks),
         seconds=time.perf_counter() - start,
         checks=checks,
-        environment=environment(pair.device),
+        environment=environment(pair.device, *_chosen(pair, strategies)),
     )
 
 

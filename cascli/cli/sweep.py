@@ -75,7 +75,7 @@ def command(
     batch_size: Annotated[int | None, batch_size_option("overriding the file's")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the existing results.")] = False,
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Resume even if the sweep file or cascli's version changed.")
+        bool, typer.Option("--anyway", help="Resume even if the sweep file or a version changed.")
     ] = False,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run model-written code (humaneval).")

@@ -90,9 +90,11 @@ def _how_long(plan: SweepPlan, turns: int, inputs: common.Plan) -> str:
 
 def show_rule_curves(executor: Executor, plan: SweepPlan, inputs: common.Plan, folder: Path) -> None:
     """Estimate all rules and alphas, print some of them, and write all."""
+    from cascli import rules
     from cascli.analysis.rule_estimate import RuleCurves
     from cascli.cli.common import command_line
     from cascli.files import write
+    from cascli.provenance import of_plugins
     from cascli.render.sweep import estimates_table
     from cascli.render.tabular import csv_of
     from cascli.trace import now
@@ -103,7 +105,7 @@ def show_rule_curves(executor: Executor, plan: SweepPlan, inputs: common.Plan, f
         date=date,
         command=command_line(),
         pair=inputs.config.name,
-        environment=executor.about(),
+        environment=executor.about() | of_plugins(*(rules.load(each.rule) for each in estimates)),
         k=k,
         estimates=estimates,
     )

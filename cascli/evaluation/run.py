@@ -24,6 +24,7 @@ from cascli.evaluation.scores import (
 from cascli.evaluation.table import Evaluation
 from cascli.models.pair import Pair
 from cascli.notebook import OnProgress
+from cascli.provenance import of_plugins
 from cascli.settings import Settings
 from cascli.strategies import Strategy
 from cascli.sweeps.plan import Cell
@@ -57,6 +58,8 @@ class Evaluating:
     saved: list[str] = field(default_factory=list)
     """Strategies whose results are in the folder."""
     _mains: dict[str, MainMetric] = field(default_factory=dict, init=False)
+    _plugins: dict[str, str] = field(default_factory=dict, init=False)
+    """Entries of the environment for the plug-ins of these strategies."""
 
     def __post_init__(self) -> None:
         """Check that the pair can be evaluated.
@@ -120,6 +123,7 @@ class Evaluating:
         for task in results["samples"]:
             self._mains.setdefault(task, main_metric(results, task))
         self.records += with_quality(records, results, self._mains)
+        self._plugins |= of_plugins(strategy)
         self.results[strategy.spec] = without_samples(results, self._mains)
         if self.folder is not None:
             self._save(self.folder, strategy.spec, results)
@@ -146,7 +150,7 @@ class Evaluating:
             command=self.command,
             harness=self._harness,
             pair=self.pair.name,
-            environment=environment(self.pair.device) | loaded,
+            environment=environment(self.pair.device) | self._plugins | loaded,
             strategies=list(self.results),
             limit=self.options.limit,
             num_fewshot=self.options.num_fewshot,

@@ -246,7 +246,7 @@ class Advising:
             date=self._date,
             pair=self._pair.info,
             sampling=request_for(self._settings, ()).sampling_info,
-            environment=environment(self._pair.device),
+            environment=environment(self._pair.device, *(parse(row.strategy) for row in results["confirmed"])),
             tolerance=self._tolerance,
             confirmed_on=[prompt.id for prompt in self._measured_prompts],
             apart=self._recorded_prompts != self._measured_prompts,

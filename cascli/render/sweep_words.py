@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cascli.analysis.statistics import FEWEST
+from cascli.provenance import PREFIX
 from cascli.render.marks import short_name
 from cascli.render.numbers import counted, number
 from cascli.render.table import speed_text
@@ -113,7 +114,8 @@ def differences(header: Header | None) -> str | None:
         unknown = len(header.answering) > 1 and not all(call.environment for call in header.answering)
         return "How some of these answers were made is not known: speeds may not be comparable." if unknown else None
     what = "; ".join(f"{name}: {', '.join(each)}" for name, each in header.differing.items())
-    numbers = "answers and speeds" if header.differing.keys() & {"draft", "target"} else "speeds"
+    of_answers = any(name in ("draft", "target") or name.startswith(PREFIX) for name in header.differing)
+    numbers = "answers and speeds" if of_answers else "speeds"
     return (
         f"These answers were made by {len(header.answering)} calls under different conditions ({what}): their {numbers}"
         " cannot be compared."

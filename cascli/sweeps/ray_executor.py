@@ -22,6 +22,7 @@ from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
 from cascli.notebook import OnProgress
+from cascli.provenance import PREFIX
 from cascli.sweeps.plan import Match, SweepPlan
 from cascli.sweeps.records import Record
 from cascli.sweeps.tasks import Task
@@ -379,7 +380,8 @@ class _Actor:
 
 def _check_alike(one: dict[str, str], other: dict[str, str]) -> None:
     """Reject workers that would not write the same answers: `auto` picks the precision by the machine."""
-    for key in ("draft", "target", "cascli", "torch", "transformers"):
+    plugins = sorted(key for key in {*one, *other} if key.startswith(PREFIX))
+    for key in ("draft", "target", "cascli", "torch", "transformers", *plugins):
         if one.get(key) != other.get(key):  # a pair may have no draft model
             raise RunError(
                 f"the cluster's machines differ: {key} is {one.get(key)} on one and {other.get(key)} on another."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
@@ -23,10 +24,11 @@ from cascli.config import EAGLE3_PREFIX
 from cascli.errors import CascliError, RunError, UsageError
 from cascli.files import JSON_BYTES, bounded, named, write
 from cascli.models.calls import ROLES
+from cascli.provenance import PREFIX, of_plugins
 from cascli.settings import first_problem
 from cascli.strategies import parse, shown
 from cascli.sweeps.plan import Cell, SweepPlan, with_strategies
-from cascli.trace import Distances, block_length, known_minor, now
+from cascli.trace import Distances, block_length, known_minor, now, params_of
 from cascli.version import __version__
 
 
@@ -96,6 +98,7 @@ class Record(BaseModel):
         return self.target_calls if not self.drafted and drafts_ahead(self.cell.strategy) else self.rounds
 
 
+_STRATEGY = re.compile(rb'"strategy": ?"([^"\\]*)')
 _UNSET = {"executor": "local", "OMP_NUM_THREADS": "not set"}
 """What it means that an environment lacks an entry."""
 
@@ -112,7 +115,7 @@ class Call(BaseModel):
     version: str
     """The version of cascli."""
     environment: dict[str, str]
-    """Machine, versions and threads, and the source and precision of each model."""
+    """Machine, versions and threads, the source and precision of each model, and plug-ins, as for a run."""
     first_line: int
     """Number of lines that `records.jsonl` had when the call's first answer was added; its answers follow them."""
 
@@ -152,7 +155,7 @@ class Header(BaseModel):
     """The pair's name; None in older folders."""
     environment: dict[str, str] = {}
     """Machine, versions and threads at the last call that made answers, as for a run; the source and precision of each
-    model."""
+    model, and the plug-ins of other packages."""
     calls: list[Call] = []
     """Every call that made answers of the folder, oldest first; empty in older folders."""
     matched: list[str] = []
@@ -175,25 +178,28 @@ class Header(BaseModel):
     title: str = ""
     """Title of the report and its picture, if one was given."""
 
-    _answered: frozenset[int] | None = PrivateAttr(None)
-    """Places in `calls` of those with answers that did not fail; None if that was not looked up."""
+    _answered: list[Call] | None = PrivateAttr(None)
+    """Those of `calls` with answers that did not fail; None if that was not looked up."""
 
     @field_validator("schema_name", mode="before")
     @classmethod
     def _of_known_minor(cls, value: object) -> object:
         return known_minor(value, cls.model_fields["schema_name"].default)
 
-    def answered_by(self, lines: Collection[int]) -> None:
-        """Note the lines of `records.jsonl`, from 0, that hold answers that did not fail."""
-        starts = [call.first_line for call in self.calls]
-        self._answered = frozenset(bisect_right(starts, line) - 1 for line in lines)
+    def answered_by(self, strategies: Mapping[int, str]) -> None:
+        """Note the lines of `records.jsonl`, from 0, that hold answers that did not fail, with their strategies."""
+        starts, made = [call.first_line for call in self.calls], dict[int, set[str]]()
+        for line, spec in strategies.items():
+            made.setdefault(bisect_right(starts, line) - 1, set()).add(spec)
+        self._answered = [_as_used(call, made[place]) for place, call in enumerate(self.calls) if place in made]
 
     @property
     def answering(self) -> list[Call]:
-        """The calls that made the folder's answers; those whose every answer failed have no part in what is shown."""
-        if self._answered is None:
-            return self.calls
-        return [call for place, call in enumerate(self.calls) if place in self._answered]
+        """The calls that made the folder's answers; those whose every answer failed have no part in what is shown.
+
+        Likewise, their environments are without plug-ins whose every answer failed.
+        """
+        return self.calls if self._answered is None else self._answered
 
     @property
     def differing(self) -> dict[str, list[str]]:
@@ -217,11 +223,26 @@ class Header(BaseModel):
                     return f"the {role} {theirs}, and this is {ours}"
         return None
 
+    def other_plugins(self, now: Header) -> str | None:
+        """The first plug-in that is not as it was for its answers so far, and what it was; None if all are.
+
+        Older versions recorded none, which says nothing of whether it has changed.
+        """
+        for call in self.answering:
+            for name, theirs in call.environment.items():
+                ours = now.environment.get(name)
+                if name.startswith(PREFIX) and ours not in (None, theirs):
+                    return f"{name} of {theirs}, and this is {ours}"
+        return None
+
     @property
     def shared_environment(self) -> dict[str, str]:
         """The environment in which the answers were made, without the entries in which their calls differ."""
         last = self.answering[-1].environment if self.answering else {}
-        return {name: value for name, value in (last or self.environment).items() if name not in self.differing}
+        every = [item for call in self.answering for item in call.environment.items()]
+        plugins = {name: value for name, value in every if name.startswith(PREFIX)}  # not every call used the same
+        made = (last or self.environment) | plugins
+        return {name: value for name, value in made.items() if name not in self.differing}
 
     def added(self) -> dict[str, list[float]]:
         """Strategies added to meet the budgets, with their temperatures; in older folders all of the plan's."""
@@ -283,10 +304,33 @@ class Header(BaseModel):
         return plan
 
 
+def _as_used(call: Call, specs: Iterable[str]) -> Call:
+    """The call, without plug-ins in its environment that none of these strategies uses."""
+    plugins = {name for name in call.environment if name.startswith(PREFIX)}
+    unused = plugins.difference(*(_plugins(spec, plugins) for spec in specs)) if plugins else plugins
+    kept = {name: value for name, value in call.environment.items() if name not in unused}
+    return call.model_copy(update={"environment": kept}) if unused else call
+
+
+def _plugins(spec: str, names: Iterable[str]) -> set[str]:
+    """Entries of an environment for the plug-ins that a strategy uses; if it cannot be created, those it mentions."""
+    try:
+        return {*of_plugins(parse(spec))}
+    except CascliError:
+        words = {spec.partition(":")[0], *params_of(spec).values()}
+        return {name for name in names if name.rpartition(" ")[2] in words}
+
+
 def _commit(source: str) -> str:
     """What names the weights: a model's commit on the hub, if it is known, or the whole of another source."""
     name, _, commit = source.partition("#")
     return commit if name.removeprefix(EAGLE3_PREFIX).startswith("hub:") else source
+
+
+def _strategy(line: bytes) -> str:
+    """The strategy of a line of `records.jsonl`, which begins with its cell; empty if the line is damaged."""
+    found = _STRATEGY.search(line)
+    return "" if found is None else found[1].decode(errors="replace")
 
 
 def _weights(model: str | None) -> str | None:
@@ -389,10 +433,12 @@ class Records:
 
         Raises:
             UsageError: the folder's answers were made with other weights, such as those of another commit on the hub,
-                unless the folder was opened `anyway`.
+                or with another version of a plug-in, unless the folder was opened `anyway`.
         """
-        if not self._anyway and self.header_file.exists() and (changed := self.header().other_weights(header)):
-            raise UsageError(f"{self.folder}: was made with {changed}; choose another -o, or use --anyway")
+        if not self._anyway and self.header_file.exists():
+            saved = self.header()
+            if changed := saved.other_weights(header) or saved.other_plugins(header):
+                raise UsageError(f"{self.folder}: was made with {changed}; choose another -o, or use --anyway")
         self._header = header
         known = [call for call in header.calls[-1:] if call.environment]
         made = {key: getattr(call, key) for call in known for key in ("command", "version", "environment")}
@@ -461,7 +507,8 @@ class Records:
             header = self._written
             self.write_header(header)
         if header.calls:  # within an answer's text, quotation marks would be escaped
-            header.answered_by([place for place, line in enumerate(self._lines()) if b'"error":"' not in line])
+            good = [(place, line) for place, line in enumerate(self._lines()) if b'"error":"' not in line]
+            header.answered_by({place: _strategy(line) for place, line in good})
         return header
 
     def _saved_header(self) -> Header:

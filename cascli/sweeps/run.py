@@ -19,7 +19,9 @@ from cascli.analysis.rule_estimate import RuleEstimate
 from cascli.config import PairConfig
 from cascli.errors import RunError, UsageError
 from cascli.notebook import OnProgress
+from cascli.provenance import of_plugins
 from cascli.settings import checked
+from cascli.strategies import parse
 from cascli.sweeps import sandbox
 from cascli.sweeps.overriding import overridden
 from cascli.sweeps.plan import Match, SweepPlan, load_plan, pair_of, plan_file, with_strategies
@@ -37,7 +39,7 @@ class Executor(Protocol):
     """Where a sweep's work is done: a `Worker` in this process, or many of them elsewhere."""
 
     def about(self) -> dict[str, str]:
-        """Machine, versions and models."""
+        """Machine, models and versions, also of the plan's plug-ins of other packages."""
 
     def unable(self) -> dict[str, str]:
         """The strategies of the plan that cannot run with this pair, whose answers will fail, and why."""
@@ -135,7 +137,7 @@ def sweep(
         limit: number of prompts.
         batch_size: number of answers decoded concurrently; if above 1, times are throughput.
         resume: continue with the existing results.
-        anyway: resume even if the sweep file or the version of cascli has changed.
+        anyway: resume even if the sweep file, a plug-in or the version of cascli has changed.
         allow_code_execution: run the code that models write (humaneval), behind walls.
         offline: fail rather than download.
         on_progress: called with the latest result, the number of results, and their total.
@@ -245,7 +247,8 @@ def completed_header(
             budgets = [*budgets, *executor.matched(plan.match, missing, on_progress)]
         matched = list(strategies_of(budgets)) if budgets else matched  # an older folder has no budgets
         header = header.model_copy(update={"matched": matched, "budgets": budgets})
-    return header.model_copy(update={"environment": header.environment | about})
+    added = of_plugins(*map(parse, header.added()))
+    return header.model_copy(update={"environment": header.environment | added | about})
 
 
 def all_failed(done: dict[tuple[str, str], Record]) -> None:

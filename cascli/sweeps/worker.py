@@ -48,9 +48,10 @@ class Worker:
         self._lanes: Lanes | None = None
 
     def about(self) -> dict[str, str]:
-        """Machine, versions, and both models as they were loaded."""
+        """Machine, versions also of the plan's plug-ins, and both models as they were loaded."""
         loaded = {str(role): f"{model.source} {model.dtype}" for role, model in self._pair.models.items()}
-        return environment(self._pair.device) | loaded | {"target device": str(self._pair.device)}
+        strategies = map(parse, self._plan.specs())
+        return environment(self._pair.device, *strategies) | loaded | {"target device": str(self._pair.device)}
 
     def unable(self) -> dict[str, str]:
         """The strategies of the plan that cannot run with this pair, and why."""
