@@ -20,7 +20,7 @@ from cascli.models.cpu.batch_reader import why_alone
 from cascli.models.cpu.int8_linear import can_int8
 from cascli.models.gpu.decode_attention import can_decode
 from cascli.models.memory import token_bytes
-from cascli.models.size import has_experts
+from cascli.models.size import cache_width, has_experts
 from cascli.models.survey import survey
 from tests.pairs import model
 
@@ -190,6 +190,7 @@ def test_init_counts_experts_as_they_run() -> None:
     [
         ("cpmant", "tokens of its own"),
         ("dory", "in loops"),
+        ("hrm_text", "in both directions"),
         ("moshi", "other texts with its cache"),
         ("prophetnet", "only one token at a time"),
         *((each, "positions from the id of its padding token") for each in _OWN_POSITIONS),
@@ -204,6 +205,39 @@ def test_models_that_cannot_be_decoded_are_refused_with_a_reason(kind: str, word
         pytest.skip("this transformers does not have it")
     with pytest.raises(RunError, match=f"(?s){words}"):
         check_supported(AutoConfig.for_model(kind, is_encoder_decoder=False, is_decoder=True))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model_type": "llama", "is_causal": False},
+        {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+        {"model_type": "gemma4_text", "use_bidirectional_attention": "all"},
+    ],
+)
+def test_models_whose_tokens_see_those_after_them_are_refused(more: dict[str, Any]) -> None:
+    """Their texts depended on the blocks that they were read in, and were called lossless."""
+    if more["model_type"] not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have it")
+    for wrong in (more, more | {"is_causal": True, "use_bidirectional_attention": "vision"}):
+        config = AutoConfig.for_model(**wrong)
+        config.is_causal = wrong.get("is_causal", True)
+        if wrong is more:
+            with pytest.raises(RunError, match="see those after them"):
+                check_supported(config)
+        else:
+            check_supported(config)
+
+
+def test_every_matrix_of_a_falcon_is_rounded() -> None:
+    """Its linear layers have a class of their own; int8 left them in float32, four times what was said."""
+    loaded = load_pair(
+        {"target": model(1, 64, model_type="falcon", hidden_size=64, num_attention_heads=4)}, dtype="int8"
+    )
+    left = [name for name, weight in loaded.target.model.named_parameters() if weight.dim() > 1]
+    assert not [name for name in left if "embed" not in name], left
+    config = loaded.target.model.config
+    assert config.multi_query and cache_width(config) == 2 * 16
 
 
 def test_a_decoder_of_another_depth_than_its_cache_is_refused() -> None:

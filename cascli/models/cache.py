@@ -32,6 +32,7 @@ _UNSUITED = {
     **dict.fromkeys(_OWN_POSITIONS, "counts positions from the id of its padding token"),
     "cpmant": "puts tokens of its own before those of a text",
     "dory": "adds layers to its cache while it runs them in loops",
+    "hrm_text": "reads a prompt in both directions, and runs its layers several times a token",
     "moshi": "writes, beyond its window, other texts with its cache than without",
     "prophetnet": "reads only one token at a time with its cache",
 }
@@ -270,6 +271,12 @@ def _is_encoder(config: PreTrainedConfig) -> bool:
         return False
 
 
+def _sees_ahead(config: PreTrainedConfig) -> bool:
+    """Whether tokens see those after them: what a token's logits are then depends on the block it is read in."""
+    ahead = getattr(config, "use_bidirectional_attention", None)  # "vision" is about images alone
+    return getattr(config, "is_causal", None) is False or ahead is True or ahead == "all"
+
+
 def cache_name(parameters: Collection[str]) -> str:
     """The keyword for the cache of a forward with these parameters, which transformers 5.24 renamed."""
     return "cache" if "cache" in parameters else "past_key_values"
@@ -297,6 +304,11 @@ def check_supported(config: PreTrainedConfig) -> None:
         raise RunError(
             f"model type '{config.model_type}' has no key-value cache,"
             " so it cannot be rewound after a rejected draft;\nuse a model with plain or sliding-window attention."
+        )
+    elif _sees_ahead(config.get_text_config()):
+        raise RunError(
+            f"in this '{config.model_type}' model, tokens see those after them (is_causal, use_bidirectional_attention);"
+            "\nuse a causal language model."
         )
     elif config.model_type in _UNSUITED:
         raise RunError(f"model type '{config.model_type}' {_UNSUITED[config.model_type]};\nuse another kind of model.")

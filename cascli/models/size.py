@@ -178,6 +178,8 @@ def cache_width(config: PreTrainedConfig) -> int:
     """Numbers that a layer with this config caches per token: keys and values, or the latent that they come from."""
     if caches_latents(config):
         return int(config.kv_lora_rank + config.qk_rope_head_dim)
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 2 * head_dim(config)  # Falcon's config still has a head of keys for each of queries
     return 2 * int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_dim(config)
 
 

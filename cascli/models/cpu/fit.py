@@ -124,12 +124,16 @@ def _ignore(name: str, weights: int) -> None:
     del name, weights
 
 
+_PLAIN = ("FalconLinear",)
+"""Classes of linear layers that compute what `nn.Linear` does, written out."""
+
+
 def _switch(model: nn.Module, make: Make, read: Read, store: PackedStore | None, done: Done) -> None:
     """Replace every linear layer that text passes through with a packed one."""
     part = text_part(model)
     for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
-            if child in part and type(child) in (nn.Linear, Conv1D):
+            if child in part and (type(child) in (nn.Linear, Conv1D) or type(child).__name__ in _PLAIN):
                 full = f"{path}.{name}" if path else name
                 setattr(parent, name, _packed(full, child, make, read, store))
                 done(full, child.get_parameter("weight").numel())
