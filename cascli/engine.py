@@ -318,8 +318,10 @@ def check_prompt(pair: Pair, request: Request) -> int:
         raise UsageError(f"max_new_tokens must be 1 or more (got {request.max_new_tokens})")
     room = request.max_new_tokens if pair.context is None else pair.context - count
     if room < 1:
+        shorter = [role for role, length in pair.contexts.items() if length == pair.context]
+        whose = f", that of the {shorter[0]} model" if len(shorter) < len(pair.models) and shorter else ""
         raise ContextFull(
-            f"the prompt has {count} tokens, but the pair's context is {pair.context}; shorten the prompt."
+            f"the prompt has {count} tokens, but the pair's context is {pair.context}{whose}; shorten the prompt."
         )
     return min(request.max_new_tokens, room)
 

@@ -276,6 +276,12 @@ def test_a_conversation_that_outgrew_the_context_is_told_of_new(stored: str) -> 
     assert "context" in found.stderr and "/new begins another conversation" in " ".join(found.stderr.split())
 
 
+def test_an_answer_cut_by_the_context_is_told_from_one_at_the_limit(stored: str) -> None:
+    found = talk(stored, "x" * 253, "/quit")
+    assert "the context cut this answer at" in found.stderr and "of 6 tokens" in found.stderr
+    assert "the context cut" not in talk(stored, "hi", "/quit").stderr
+
+
 def test_lines_that_are_not_utf8_are_refused_individually(stored: str) -> None:
     found = CliRunner().invoke(app, ["chat", "-c", stored, "--max-new-tokens", "2"], input=b"\xff\xfe\nhi\n")
     assert "not UTF-8 text" in found.stderr and found.stderr.count("TV") == 1

@@ -192,8 +192,13 @@ def test_prompts_that_cannot_be_run(text_pair: Pair, id_pair: Pair) -> None:
         generate(text_pair, prompt_ids=[])
     with pytest.raises(UsageError, match="outside the vocabulary"):
         generate(id_pair, prompt_ids=[1, 8])
-    with pytest.raises(UsageError, match="context is 256"):
+    with pytest.raises(UsageError, match="context is 256; shorten"):
         generate(text_pair, "x" * 300)
+    for shorter in ("draft", "target"):
+        config = pair()
+        config[shorter]["source"]["random"] |= {"max_position_embeddings": 64}
+        with pytest.raises(UsageError, match=f"context is 64, that of the {shorter} model; shorten"):
+            generate(load_pair(config), "x" * 70)
     with pytest.raises(UsageError, match="either a prompt or prompt_ids"):
         generate(text_pair)
     with pytest.raises(UsageError, match="too small for text"):

@@ -337,8 +337,24 @@ def test_a_full_context_of_the_draft_is_reported(tmp_path: Path) -> None:
     loaded = load_pair(config)
     assert loaded.context == 256
     assert generate(loaded, "the" * 10, strategy="target", **GREEDY).token_ids
-    with pytest.raises(RunError, match="the draft model's context of 40 of its own tokens is full"):
-        generate(loaded, "the" * 14, strategy="speculative", **GREEDY)
+    for strategy, text in (("speculative", "the" * 14), ("draft", "the" * 11)):
+        with pytest.raises(RunError, match="the draft model's context of 40 of its own tokens is full"):
+            generate(loaded, text, strategy=strategy, **GREEDY)
+
+
+@pytest.mark.parametrize("rest", ["k=3", "k=3,stop=max-q,least_q=0.01"])
+def test_an_answer_that_outgrows_the_drafts_context_goes_on_without_drafts(tmp_path: Path, rest: str) -> None:
+    config = pair_of(tmp_path, byte_tokenizer(), bytewise())
+    config["draft"]["source"]["random"] = config["draft"]["source"]["random"] | {"max_position_embeddings": 40}
+    loaded = load_pair(config)
+    for rule in ("speculative:", "speculative-cascade:rule=token-v3,alpha=0.3,"):
+        runs = generate_many(loaded, ["the" * 11, "the"], strategy=rule + rest, batch_size=2, **GREEDY)
+        drafted = [len(step.drafted) for step in runs[0].rounds]
+        assert len(runs[0].token_ids) == 24 and drafted[-4:] == [0] * 4 and sum(drafted[:4]) > 0
+        alone = generate(loaded, "the" * 11, strategy=rule + rest, **GREEDY)
+        assert alone.token_ids == runs[0].token_ids
+        if rule == "speculative:":
+            assert alone.token_ids == generate(loaded, "the" * 11, strategy="target", **GREEDY).token_ids
 
 
 def test_a_prompt_of_one_token_and_one_the_draft_reads_as_several(tmp_path: Path) -> None:

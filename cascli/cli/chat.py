@@ -102,7 +102,7 @@ class Session:
     def _answer(self, turn: str) -> None:
         from cascli.render.marks import is_mixed
         from cascli.render.stream import AnswerStream
-        from cascli.render.summary import lines, one_line
+        from cascli.render.summary import cut_by_context, lines, one_line
 
         strategy = self._chat.strategy
         view = AnswerStream(self._screen, tentative=strategy.tentative, mixed=is_mixed(strategy.name))
@@ -113,7 +113,9 @@ class Session:
         finally:
             view.end()
             self._known |= view.seen
-        for text in lines(run, verbose=True) if self._screen.verbose else [one_line(run)]:
+        cut = cut_by_context(run)
+        notes = [one_line(run), *([] if cut is None else [cut])]
+        for text in lines(run, verbose=True) if self._screen.verbose else notes:
             self._screen.note(text)
 
     def strategy(self, text: str) -> None:

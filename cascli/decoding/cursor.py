@@ -114,7 +114,7 @@ class Cursor:
 
     def steps_left(self, n: int, length: int) -> int:
         """How many of the `n` distributions after the first `length` tokens of the answer the model can give."""
-        left = self.runner.steps_left(self.prompt_ids.shape[0] + length)
+        left = self.runner.steps_left(self.prompt_ids, self.text[:length])
         return n if left is None else min(n, left)
 
     def _forward(self, ids: Tensor, rows: int) -> Tensor:

@@ -34,7 +34,8 @@ class Model(Drafter):
     def propose(self, s: Session, n: int, rule: Rule) -> Block:
         """Draft n tokens with the draft model; a rule that reads q also gets q after the last of them.
 
-        A head that uses the target's hidden states needs the target to begin, and may run out of steps before n tokens.
+        A head that uses the target's hidden states needs the target to begin. It may run out of steps before n tokens,
+        as may a model that reads the text in more tokens of its own; which steps there are depends on the text alone.
         """
         from cascli.decoding.speculation import Block
         from cascli.sampling.autoregressive import Sampler

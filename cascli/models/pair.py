@@ -18,6 +18,7 @@ from cascli.config import PairConfig
 from cascli.errors import RunError
 from cascli.models.calls import Role
 from cascli.models.cut_head import CutHead
+from cascli.models.description import context_of
 from cascli.models.eagle3.head import Network
 from cascli.models.gpu.graph_cache import GraphCache
 from cascli.models.gpu.graph_runner import GraphRunner
@@ -191,6 +192,16 @@ class Pair:
         """The models of the pair; the draft comes first, if there is one."""
         draft: dict[Role, LoadedModel] = {} if self.draft is None else {"draft": self.draft}
         return draft | {"target": self.target}
+
+    @property
+    def contexts(self) -> dict[Role, int]:
+        """The longest text of each model that limits the pair's `context`, in tokens; without those that have none."""
+        own = {
+            role: context_of(model.model.config)
+            for role, model in self.models.items()
+            if role == "target" or (self.translation is None and not model.is_head)
+        }
+        return {role: length for role, length in own.items() if length is not None}
 
     @cached_property
     def thinking(self) -> tuple[int, int] | None:

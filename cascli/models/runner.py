@@ -102,9 +102,14 @@ class Runner(ABC):
         """Forget everything; buffers are kept for the next text."""
         self.truncate(0)
 
-    def steps_left(self, length: int) -> int | None:
-        """Number of successive next-token distributions it can compute after `length` tokens; None if unlimited."""
-        del length
+    def steps_left(self, prompt_ids: Tensor, answer: Tensor) -> int | None:
+        """Number of successive next-token distributions it can compute from after a text on; None if unlimited.
+
+        Args:
+            prompt_ids: the prompt `[n]`, which may not have been read yet.
+            answer: the answer so far `[m]`; what was read of the text is a beginning of it.
+        """
+        del prompt_ids, answer
         return None
 
     def follow(self, target: Runner) -> None:

@@ -31,6 +31,8 @@ class TranslatedRunner(Runner):
         """Number of draft tokens up to the end of each target token; equal for all prompt tokens except the last."""
         self._last: tuple[int, list[int]] | None = None
         """Index of the prompt's last token, and the draft tokens read for it: the last one of the encoded prompt."""
+        self._encoded: tuple[Tensor, list[int]] | None = None
+        """The latest prompt, and its draft tokens."""
         self._forget_counts()
 
     def _forget_counts(self) -> None:
@@ -64,12 +66,37 @@ class TranslatedRunner(Runner):
     def begin(self, prompt_ids: Tensor) -> Tensor:
         """Forget everything, read all but the last draft token of the prompt; return its last target token `[1]`."""
         self.reset()
-        own = self._translation.prompt(prompt_ids.tolist())
+        own = self._prompt(prompt_ids)
         if len(own) > 1:
             self._read(own[:-1], 1)
         before = prompt_ids.shape[0] - 1
         self._ends, self._last = [len(own) - 1] * before, (before, own[-1:])
         return prompt_ids[-1:]
+
+    def _prompt(self, prompt_ids: Tensor) -> list[int]:
+        """The draft tokens of a prompt.
+
+        Raises:
+            RunError: they do not fit the draft's context.
+        """
+        if self._encoded is None or self._encoded[0] is not prompt_ids:
+            self._encoded = prompt_ids, self._translation.prompt(prompt_ids.tolist())
+        own = self._encoded[1]
+        self._check_room(len(own))
+        return own
+
+    def steps_left(self, prompt_ids: Tensor, answer: Tensor) -> int | None:
+        """What the draft's context leaves, given that a drafted token is one draft token; see `Runner.steps_left`.
+
+        Raises:
+            RunError: the prompt alone does not fit.
+        """
+        if self._context is None:
+            return None
+        read = max(self.length - prompt_ids.shape[0], 0) if self._last is not None else 0
+        used = self._ends[prompt_ids.shape[0] + read - 1] if read else len(self._prompt(prompt_ids))
+        used += sum(len(self._translation.read(token)) for token in answer[read:].tolist())
+        return max(self._context - used + 1, 0)
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, rows: int) -> Tensor:
@@ -91,14 +118,17 @@ class TranslatedRunner(Runner):
 
     def _read(self, own: list[int], rows: int) -> Tensor:
         before, n = self._own.length, len(own)
-        if self._context is not None and before + n > self._context:
+        self._check_room(before + n)
+        self._tokens += n
+        self._attended += n * before + n * (n + 1) // 2
+        return self._own.forward(torch.tensor(own), rows)
+
+    def _check_room(self, length: int) -> None:
+        if self._context is not None and length > self._context:
             raise RunError(
                 f"the draft model's context of {self._context:,} of its own tokens is full;\n"
                 "shorten the prompt or the answer, or draft without it: draft=prompt-lookup."
             )
-        self._tokens += n
-        self._attended += n * before + n * (n + 1) // 2
-        return self._own.forward(torch.tensor(own), rows)
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` target tokens.

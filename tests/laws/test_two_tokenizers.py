@@ -144,6 +144,40 @@ def test_three_tokens_across_rounds(name: str, alpha: float, reference: Referenc
     assert distance(law(strategy, 3, **PLAIN), wanted) < EXACT
 
 
+@pytest.mark.parametrize(
+    ("name", "alpha", "how", "room"),
+    [
+        ("opt", 0.3, "k=1", 1),
+        ("opt", 0.3, "k=3", 2),
+        ("opt", 0.3, "k=3,stop=max-q,least_q=0.3", 2),
+        ("opt", 0.3, "k=3,verify=block", 3),
+        ("token-v3", 0.6, "k=2", 2),
+    ],
+)
+def test_where_the_drafts_context_is_full_the_target_writes_alone(
+    name: str,
+    alpha: float,
+    how: str,
+    room: int,
+    two: Pair,
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That is where the text, in the draft's tokens, is longer than its context: no matter where rounds began."""
+    monkeypatch.setattr(two.draft.runner, "_context", room)
+    with_q, pi = reference.tables(**PLAIN), target(name, alpha)
+    nothing = np.zeros(0)
+
+    def tables(prefix: Tokens) -> process.Pair:
+        fits = len(READ_PROMPT) + sum(len(READ[token]) for token in prefix) <= room
+        return with_q(prefix) if fits else with_q(prefix)._replace(q=nothing, q1=nothing)
+
+    wanted = process.sequential_law(tables, lambda pair: pi(pair) if pair.q.size else pair.p, 3)
+    found = law(f"speculative-cascade:rule={name},alpha={alpha},{how}", 3, **PLAIN)
+    assert distance(found, wanted) < EXACT
+    assert distance(found, reference.law(pi, 3, **PLAIN)) > 1e-3
+
+
 @pytest.mark.parametrize(("name", "alpha"), ALPHAS)
 def test_token_cascades_have_the_same_law(name: str, alpha: float, reference: Reference) -> None:
     wanted = reference.law(target(name, alpha), 2, **WARPED)

@@ -122,9 +122,9 @@ class LaneRunner(Runner):
         """Forget everything after the first `length` tokens."""
         self._own.truncate(length)
 
-    def steps_left(self, length: int) -> int | None:
+    def steps_left(self, prompt_ids: Tensor, answer: Tensor) -> int | None:
         """Delegates to the model's own runner."""
-        return self._own.steps_left(length)
+        return self._own.steps_left(prompt_ids, answer)
 
     @property
     def goes_by_target(self) -> bool:

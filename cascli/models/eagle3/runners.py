@@ -123,8 +123,9 @@ class Eagle3Runner(Runner):
         """Number of tokens read and still valid: drafted ones no longer are once the target has read on."""
         return self._sure if self._target.length >= self._sure else self._read
 
-    def steps_left(self, length: int) -> int:
+    def steps_left(self, prompt_ids: Tensor, answer: Tensor) -> int:
         """0 beyond the positions that the head was made for, and 0 after a single token."""
+        length = prompt_ids.shape[0] + answer.shape[0]
         return max(self.head.layout.longest - length + 1, 0) if length > 1 else 0
 
     @property
