@@ -307,7 +307,7 @@ def check_supported(config: PreTrainedConfig) -> None:
         )
     elif _sees_ahead(config.get_text_config()):
         raise RunError(
-            f"in this '{config.model_type}' model, tokens see those after them (is_causal, use_bidirectional_attention);"
+            f"this '{config.model_type}' model's tokens see those after them (is_causal, use_bidirectional_attention);"
             "\nuse a causal language model."
         )
     elif config.model_type in _UNSUITED:
