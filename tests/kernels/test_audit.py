@@ -27,6 +27,7 @@ def tree(text_pair: Pair, where: torch.device, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("cascli.kernels.serve", lambda _: True)
     monkeypatch.setattr(rounds, "SEEDS", 3)
     monkeypatch.setattr(rounds, "WHOLE_VOCABULARY_ROUNDS", [(4, 0)])
+    monkeypatch.setattr(rounds, "LONG_ROUNDS", [(8, 10)])
     monkeypatch.setattr(rounds, "SAMPLINGS", (Sampling(1.0),))
     return tree
 
@@ -40,6 +41,7 @@ def test_the_kernels_pass(text_pair: Pair, tree: tables.Tree) -> None:
 def test_truncated_rounds_pass(text_pair: Pair, tree: tables.Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a few, as each takes a dozen more kernels; a kernel that keeps too many tokens fails."""
     monkeypatch.setattr(rounds, "LONGEST", 2)
+    monkeypatch.setattr(rounds, "LONG_ROUNDS", [])
     monkeypatch.setattr(rounds, "SAMPLINGS", (Sampling(0.9, top_k=4, top_p=0.8),))
     [check] = rounds.rounds(text_pair, tree, STRATEGIES[:1])
     assert check.status == "pass"
