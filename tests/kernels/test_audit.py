@@ -42,6 +42,7 @@ def test_truncated_rounds_pass(text_pair: Pair, tree: tables.Tree, monkeypatch: 
     """Only a few, as each takes a dozen more kernels; a kernel that keeps too many tokens fails."""
     monkeypatch.setattr(rounds, "LONGEST", 2)
     monkeypatch.setattr(rounds, "LONG_ROUNDS", [])
+    monkeypatch.setattr(rounds, "WHOLE_VOCABULARY_ROUNDS", [(2, 0)])
     monkeypatch.setattr(rounds, "SAMPLINGS", (Sampling(0.9, top_k=4, top_p=0.8),))
     [check] = rounds.rounds(text_pair, tree, STRATEGIES[:1])
     assert check.status == "pass"
