@@ -377,6 +377,8 @@ def test_the_command(clean_env: pytest.MonkeyPatch) -> None:
         "draw",
         "law",
         "round",
+        "answer",
+        "drafter",
         "joint law",
         "joint fit",
         "parity",
