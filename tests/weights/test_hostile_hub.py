@@ -231,6 +231,8 @@ def test_signal_handlers_come_back_and_those_of_a_host_decide() -> None:
     """A handler that only takes note of a signal does not end the download."""
     noted: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
+    # Libraries of earlier tests, or a shell that runs this beside itself, may have set another.
+    before_int = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         ours = signal.getsignal(signal.SIGTERM)
         with _interrupted() as interrupted:
@@ -242,6 +244,7 @@ def test_signal_handlers_come_back_and_those_of_a_host_decide() -> None:
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, before_int)
     with ThreadPoolExecutor(1) as pool:  # no thread but the main one may set handlers
         assert pool.submit(lambda: _interrupted().__enter__().is_set()).result() is False
 
