@@ -244,7 +244,7 @@ def test_signal_handlers_come_back_and_those_of_a_host_decide() -> None:
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, before_int)
+        signal.signal(signal.SIGINT, before_int or signal.default_int_handler)
     with ThreadPoolExecutor(1) as pool:  # no thread but the main one may set handlers
         assert pool.submit(lambda: _interrupted().__enter__().is_set()).result() is False
 
