@@ -208,8 +208,6 @@ def package_of(plugin_class: type) -> str | None:
     """Name and version of the package whose entry point names a class; None if none does, as for a notebook's class."""
     for group in GROUPS:
         for point in (each for points in _foreign(group).values() for each in points):
-            with suppress(Exception):  # an invalid entry point, or whatever another package's module does
-                # It may name the class where it is imported, not where it is defined.
-                if point.dist and reduce(getattr, point.attr.split("."), sys.modules[point.module]) is plugin_class:
-                    return f"{point.dist.name} {point.dist.version}"
+            if point.dist and _names(point, plugin_class):
+                return f"{point.dist.name} {point.dist.version}"
     return None

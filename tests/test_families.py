@@ -20,7 +20,7 @@ from cascli.models.cpu.batch_reader import why_alone
 from cascli.models.cpu.int8_linear import can_int8
 from cascli.models.gpu.decode_attention import can_decode
 from cascli.models.memory import token_bytes
-from cascli.models.size import cache_width, has_experts
+from cascli.models.size import has_experts
 from cascli.models.survey import survey
 from tests.pairs import model
 
@@ -224,14 +224,25 @@ def test_models_whose_tokens_see_those_after_them_are_refused(more: dict[str, An
     check_supported(AutoConfig.for_model(more["model_type"]))
 
 
+FALCON = {"model_type": "falcon", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": None}
+"""Without the number of heads of keys that other tests' models have: a published config does not say it."""
+
+
 def test_every_matrix_of_a_falcon_is_rounded() -> None:
     """Its linear layers have a class of their own; int8 left them in float32, four times what was said."""
-    falcon = model(1, 64, model_type="falcon", hidden_size=64, num_attention_heads=4)
-    loaded = load_pair({"target": falcon}, dtype="int8")
+    loaded = load_pair({"target": model(1, 64, **FALCON)}, dtype="int8")
     left = [name for name, weight in loaded.target.model.named_parameters() if weight.dim() > 1]
     assert not [name for name in left if "embed" not in name], left
-    config = loaded.target.model.config
-    assert config.multi_query and cache_width(config) == 2 * 16
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_cache_of_a_falcon_is_counted_as_it_is_kept(grouped: bool) -> None:
+    """One head of keys for all of queries, or in the newer architecture all of them."""
+    target = load_pair({"target": model(1, 64, **FALCON, new_decoder_architecture=grouped)}).target
+    assert target.model.config.multi_query
+    target.runner.forward(torch.tensor([1, 2, 3]), 1)
+    states = [each for layer in target.runner.cache.layers for each in (layer.states.keys, layer.states.values)]
+    assert token_bytes(target.model) == sum(each[0, :, 0].numel() * each.itemsize for each in states)
 
 
 def test_a_decoder_of_another_depth_than_its_cache_is_refused() -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cascli.audit import by_definition
-from cascli.audit.joint import rule_of
+from cascli.audit.joint import OF_LAYERS, rule_of
 from cascli.audit.report import Check, check_of, skipped
 from cascli.audit.rounds import Rows, drawn_together, has_rounds, of_tree
 from cascli.audit.tables import THINKING, Tree, answering, path_of
@@ -238,7 +238,7 @@ def _left_out(strategy: Strategy) -> str | None:
     if not isinstance(strategy, Speculating):
         return None
     if strategy.draft.exit_layers is not None:
-        return "it drafts with layers of the target, which are not tabulated"
+        return OF_LAYERS
     if not isinstance(strategy.stop, Never) and type(strategy.draft) is not Model:
         return "its stop asks the drafter token by token"
     return None

@@ -27,6 +27,7 @@ from cascli.strategies.base import Speculating
 
 SIGMAS, SLACK = 6.0, 5.0
 TEXT_BY_TEXT, TOGETHER = "joint law", "joint fit"
+OF_LAYERS = "it drafts with layers of the target, which are not tabulated"
 
 
 def joint_law(tree: Tree, rule: Rule, length: int) -> dict[Text, float]:
@@ -107,7 +108,7 @@ def rule_of(strategy: Strategy) -> Rule | None:
 def _not_tabulated(strategy: Strategy, rule: Rule) -> str | None:
     """Why a rule's law cannot be enumerated here (q is tabulated for the draft model only); None if it can."""
     if isinstance(strategy, Speculating) and strategy.draft.exit_layers is not None:
-        return "it drafts with layers of the target, which are not tabulated"
+        return OF_LAYERS
     if not isinstance(strategy, Speculating) or isinstance(rule, Exact) or type(strategy.draft) is Model:
         return None
     if strategy.draft.by_prefix:
